@@ -1,9 +1,9 @@
 """Which implementations serve the operators in this process, and why the others do not.
 
-`tas_fast.ops` defines every operator with a plain-torch reference. Faster implementations take over per device: `cpp` on the
-CPU (library `_C`), `triton` or `cuda` (library `_C_cuda`) on CUDA devices. What is missing is not an error: the reference serves,
-and `status()` and `summary()` say why. The environment variable TAS_FAST_BACKEND makes one backend obligatory for its device,
-or with `reference` keeps all of them away.
+`tas_fast.ops` defines every operator with a plain-torch reference. Faster implementations take over per device: `cpp`
+on the CPU (library `_C`), `triton` or `cuda` (library `_C_cuda`) on CUDA devices. What is missing is not an error: the
+reference serves, and `status()` and `summary()` say why. The environment variable TAS_FAST_BACKEND makes one backend
+obligatory for its device, or with `reference` keeps all of them away.
 """
 
 import importlib.metadata
@@ -44,7 +44,7 @@ def load() -> None:
 
 
 def status() -> dict[str, str]:
-    """Return for each of `cpp`, `cuda`, `triton` a text that begins with "loaded", "not built", "not used" or "failed"."""
+    """Return for `cpp`, `cuda` and `triton` a text that begins with "loaded", "not built", "not used" or "failed"."""
     load()
     return dict(_status)
 
@@ -57,7 +57,7 @@ def available(backend: str) -> bool:
 def serving(device_type: str) -> dict[str, str]:
     """Return operator name -> backend that the dispatcher calls for tensors on `device_type` ("cpu" or "cuda").
 
-    Lists the operators that are registered, so import `tas_fast.ops` first. Backward operators are left out: they go with theirs.
+    Lists the operators that are registered, so import `tas_fast.ops` first. Backward operators go with their forward.
     """
     return {name: _server(name, device_type) for name in _operators()}
 

@@ -3,7 +3,7 @@
 import random
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,11 +35,10 @@ def _seeds(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill what `tas_fast` allocates with torch.empty, empty_like or new_empty with NaN (floating types only)."""
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
-    yield
 
 
 def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -48,6 +47,8 @@ def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
         if torch.compiler.is_compiling() or not memory.is_floating_point():
             return memory
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        return memory.fill_(float("nan")) if caller.split(".")[0] == "tas_fast" else memory
+        if caller.split(".")[0] == "tas_fast":
+            memory.detach().fill_(float("nan"))
+        return memory
 
     return poisoned
