@@ -111,7 +111,7 @@ def cuda_toolkit() -> str | None:
 
 
 def cudart_folder(toolkit: str) -> str:
-    """Return a folder that holds libcudart.so: toolkits from PyPI have only the numbered name, which the linker ignores."""
+    """Return a folder that holds libcudart.so: toolkits from PyPI have it only with a number, which no linker finds."""
     for folder in glob.glob(f"{toolkit}/lib*"):
         if os.path.exists(f"{folder}/libcudart.so"):
             return folder

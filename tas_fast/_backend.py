@@ -38,20 +38,20 @@ def load() -> None:
         known = ", ".join(["reference", *BACKENDS])
         raise UsageError(f"{VARIABLE} must be one of {known} (or unset), got {forced!r}")
     found = {backend: _refusal(backend, forced) or _load(backend) for backend in BACKENDS}
-    if forced in BACKENDS and not found[forced].startswith("loaded"):
+    if forced in BACKENDS and not _usable(found[forced]):
         raise UserError(f"{VARIABLE}={forced} cannot be served: {found[forced]}; unset it or mend that")
     _status.update(found)
 
 
 def status() -> dict[str, str]:
-    """Return for `cpp`, `cuda` and `triton` a text that begins with "loaded", "not built", "not used" or "failed"."""
+    """Return for `cpp`, `cuda` and `triton` a text that begins with "loaded", "found", "not ..." or "failed"."""
     load()
     return dict(_status)
 
 
 def available(backend: str) -> bool:
     """Return whether `backend` ("cpp", "cuda" or "triton") may serve operators in this process."""
-    return status()[backend].startswith("loaded")
+    return _usable(status()[backend])
 
 
 def serving(device_type: str) -> dict[str, str]:
@@ -71,6 +71,10 @@ def summary(device_type: str) -> str:
     parts = [f"{backend}: {', '.join(by_backend[backend])}" for backend in order]
     states = [f"{backend} {text}" for backend, text in status().items() if BACKENDS[backend] == device_type]
     return f"{'; '.join(parts) or 'no operators'} (extension: {'; '.join(states)})"
+
+
+def _usable(text: str) -> bool:
+    return text.startswith(("loaded", "found"))
 
 
 def _refusal(backend: str, forced: str) -> str:
@@ -99,8 +103,8 @@ def _load(backend: str) -> str:
 
 def _find_triton() -> str:
     if importlib.util.find_spec("triton") is None:
-        return "not built: triton is not installed"
-    return f"loaded on first use, triton {importlib.metadata.version('triton')}"
+        return "not installed"
+    return f"found triton {importlib.metadata.version('triton')}"
 
 
 def _operators() -> list[str]:
