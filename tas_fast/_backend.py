@@ -39,7 +39,7 @@ def load() -> None:
         raise UsageError(f"{VARIABLE} must be one of {known} (or unset), got {forced!r}")
     found = {backend: _refusal(backend, forced) or _load(backend) for backend in BACKENDS}
     if forced in BACKENDS and not _usable(found[forced]):
-        raise UserError(f"{VARIABLE}={forced} cannot be served: {found[forced]}; unset it or mend that")
+        raise UserError(f"{VARIABLE}={forced} cannot be obeyed: {forced} {found[forced]}")
     _status.update(found)
 
 
@@ -84,7 +84,7 @@ def _refusal(backend: str, forced: str) -> str:
     if BACKENDS[backend] == "cuda" and torch.version.cuda is None:
         return f"not used: torch {torch.__version__} is built without CUDA"
     if BACKENDS[backend] == "cuda" and forced == backend and not torch.cuda.is_available():
-        return "not used: there is no CUDA device"
+        return "not usable: there is no CUDA device"
     return ""
 
 
