@@ -142,7 +142,7 @@ class Architecture:
         image_size: height and width of the image in pixels; None: 32 (CIFAR networks) or 224 (ImageNet networks).
 
     Raises:
-        UsageError: unknown model; wrong number of widths or depths; values outside 1 ... full.
+        UsageError: unknown model; wrong number of widths or depths; values below 1, depths above full, widths above twice full.
     """
 
     model: str
@@ -252,10 +252,11 @@ def _check_depths(model: str, depths: tuple[int, ...], blocks: tuple[int, ...]) 
 def _check_widths(model: str, widths: tuple[int, ...], full: tuple[int, ...]) -> None:
     if len(widths) != len(full):
         raise UsageError(f"{model}: widths must have one entry for each of its {len(full)} convolutions, got {len(widths)}")
-    wrong = [i for i, (width, limit) in enumerate(zip(widths, full, strict=True)) if not 1 <= width <= limit]
+    # A published ResNet-50 has 70 channels where the unpruned one has 64, so a little more than full is accepted.
+    wrong = [i for i, (width, limit) in enumerate(zip(widths, full, strict=True)) if not 1 <= width <= 2 * limit]
     if wrong:
         i = wrong[0]
-        raise UsageError(f"{model}: width of convolution {i} must be between 1 and {full[i]}, got {widths[i]}")
+        raise UsageError(f"{model}: width of convolution {i} must be between 1 and {2 * full[i]}, got {widths[i]}")
 
 
 def _plan(architecture: Architecture) -> Plan:

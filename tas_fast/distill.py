@@ -1,0 +1,43 @@
+"""Learning from the unpruned network: a criterion that asks the teacher (equation 10 of the TAS paper in the released code's form)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tas_fast import ops
+
+
+class CrossEntropy:
+    """Cross-entropy of the logits, with label smoothing; targets may be classes [N] or probabilities [N, C]."""
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, images: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
+
+
+class Distillation:
+    """(1 - alpha) x cross-entropy + alpha x T^2 x KL(teacher || student) at temperature T; the teacher sees the same images.
+
+    Args:
+        teacher: the unpruned network; it is put into evaluation mode and never changes.
+        alpha: weight of the soft term, 0 to 1.
+        temperature: T.
+    """
+
+    def __init__(self, teacher: nn.Module, alpha: float, temperature: float) -> None:
+        self.teacher = teacher.eval()
+        self.alpha = alpha
+        self.temperature = temperature
+
+    def __call__(self, images: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher = self.teacher(images)
+        if target.is_floating_point():  # mixed labels: the operator takes classes, so its hard term is replaced
+            hard = F.cross_entropy(logits.float(), target)
+            soft = ops.distillation_loss(logits, teacher, target.argmax(1), 1.0, self.temperature)
+            return (1 - self.alpha) * hard + self.alpha * soft
+        return ops.distillation_loss(logits, teacher, target, self.alpha, self.temperature)

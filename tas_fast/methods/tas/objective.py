@@ -1,0 +1,151 @@
+"""The cost side of TAS: expected and discrete MACs of a search space, the loss that steers them, and the temperature schedule.
+
+Every layer is one row of a `CostTable`: MACs = coefficient x channels in x channels out, where channels are looked up in one vector
+(image channels, the L widths, the classes). Expected cost multiplies expected widths, an independence approximation of the paper's E_cost;
+discrete cost F_cost multiplies chosen ones. Sources: equations (7) and (8), and the released code where they differ.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tas_fast.errors import UsageError
+from tas_fast.methods.tas.search_space import SearchSpace
+
+
+class CostTable(nn.Module):
+    """MACs of a search space as tensors on one device; all methods are differentiable or free of host synchronisation.
+
+    The classifier's bias is not counted, as in the released estimators.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        rows = _rows(space)
+        for name in ("source", "target", "stage", "candidate", "previous_stage"):
+            self.register_buffer(name, torch.tensor([row[name] for row in rows]), persistent=False)
+        self.register_buffer("coefficient", torch.tensor([float(row["coefficient"]) for row in rows]), persistent=False)
+        self.register_buffer("mismatch", torch.tensor([row["mismatch"] for row in rows]), persistent=False)
+        self.register_buffer("ends", torch.tensor(_stage_ends(space)), persistent=False)
+        longest = max(len(row) for row in space.widths)
+        padded = [[*row, *(row[-1:] * (longest - len(row)))] for row in space.widths]
+        self.register_buffer("widths", torch.tensor(padded), persistent=False)
+        self.space = space
+
+    def expected(self, width_probs: Tensor | None, depth_probs: Tensor | None) -> Tensor:
+        """Return the expected MACs as a scalar.
+
+        Args:
+            width_probs: [L, n] probabilities of the width candidates; None where widths are not searched.
+            depth_probs: [S, D] probabilities of the depth candidates; None where depths are not searched.
+        """
+        widths = self.widths[:, -1].float() if width_probs is None else (width_probs * self.widths).sum(1)
+        channels = self._channels(widths)
+        cost = self.coefficient * channels[self.source] * channels[self.target] * ~self.mismatch
+        if depth_probs is not None:
+            # A block is kept with the probability of all candidates that contain it.
+            kept = depth_probs.flip(1).cumsum(1).flip(1)
+            cost = cost * torch.where(self.stage < 0, 1.0, kept[self.stage, self.candidate])
+        return cost.sum()
+
+    def discrete(self, width_index: Tensor | None, depth_index: Tensor | None, *, original: bool = False) -> Tensor:
+        """Return the MACs of an architecture as a float64 scalar, or of several at once as [...].
+
+        Args:
+            width_index: [..., L] chosen width candidates; None: full widths.
+            depth_index: [..., S] chosen depth candidates; None: all blocks.
+            original: reproduce the released estimator, which feeds a stage from the last block of the previous stage even when
+                that block was pruned.
+        """
+        widths = self.widths[:, -1] if width_index is None else self.widths[torch.arange(len(self.widths)), width_index]
+        channels = self._channels(widths.double())
+        source = self.source
+        if depth_index is not None and not original:
+            last = self.ends[torch.arange(len(self.ends)), depth_index]
+            source = torch.where(self.previous_stage < 0, source, last[..., self.previous_stage])
+        channels_in, channels_out = channels.gather(-1, source.expand(*channels.shape[:-1], -1)), channels[..., self.target]
+        cost = self.coefficient.double() * channels_in * channels_out
+        cost = torch.where(self.mismatch & (channels_in == channels_out), 0.0, cost)
+        if depth_index is not None:
+            cost = torch.where((self.stage < 0) | (depth_index[..., self.stage] >= self.candidate), cost, 0.0)
+        return cost.sum(-1)
+
+    def _channels(self, widths: Tensor) -> Tensor:
+        return F.pad(F.pad(widths, (1, 0), value=self.space.in_channels), (0, 1), value=self.space.num_classes)
+
+
+def _rows(space: SearchSpace) -> list[dict[str, int | bool]]:
+    """One row per layer. Channels: 0 is the image, 1 ... L the widths, L + 1 the classes; stage -1: always present."""
+    plan, length = space.unpruned.plan(), len(space.widths)
+
+    def row(source: int, target: int, coefficient: int, stage: int = -1, candidate: int = 0, previous: int = -1, mismatch: bool = False):
+        return {
+            "source": source,
+            "target": target,
+            "coefficient": coefficient,
+            "stage": stage,
+            "candidate": candidate,
+            "previous_stage": previous,
+            "mismatch": mismatch,
+        }
+
+    rows = [row(0, 1, plan.stem.kernel_size**2 * plan.stem.size**2)]
+    channel = 1
+    for block in plan.blocks:
+        candidate = next(i for i, depth in enumerate(space.depths[block.stage]) if depth > block.index)
+        place = {"stage": block.stage, "candidate": candidate}
+        previous = block.stage - 1 if block.index == 0 else -1
+        entry, last = channel, channel + len(block.convs)
+        for conv in block.convs:
+            coefficient = conv.kernel_size**2 * conv.size**2
+            rows.append(row(channel, channel + 1, coefficient, **place, previous=previous if channel == entry else -1))
+            channel += 1
+        # An identity shortcut becomes a projection in the derived network when its two widths differ.
+        projected, size = block.shortcut is not None, block.convs[-1].size
+        rows.append(row(entry, last, size**2, **place, previous=previous, mismatch=not projected))
+    rows.append(row(length, length + 1, 1, previous=len(space.depths) - 1))
+    return rows
+
+
+def _stage_ends(space: SearchSpace) -> list[list[int]]:
+    """[S, D] channel that leaves stage s when it keeps its d-th candidate depth."""
+    convs, start, ends = space.skeleton.convs_per_block, 1, []
+    for count, depths in zip(space.skeleton.blocks, space.depths, strict=True):
+        ends.append([start + depth * convs for depth in depths])
+        start += count * convs
+    return ends
+
+
+def macs_loss(expected: Tensor, discrete: Tensor, target: float, *, form: str, tolerance: float, unpruned: float) -> Tensor:
+    """Return the cost term of the architecture's loss: +log E above the target, -log E below it, 0 in between (E in 1e6 MACs).
+
+    Args:
+        expected: E_cost, scalar, differentiable.
+        discrete: F_cost of the argmax architecture, scalar; decides the sign.
+        target: R in MACs.
+        form: "paper" (equation 8): between (1 - t) R and (1 + t) R the loss is 0; "released": between R - t x unpruned and R.
+        tolerance: t.
+        unpruned: MACs of the unpruned network.
+    """
+    if form == "paper":
+        lower, upper = (1 - tolerance) * target, (1 + tolerance) * target
+    else:
+        lower, upper = target - tolerance * unpruned, target
+    sign = (discrete > upper).to(expected.dtype) - (discrete < lower).to(expected.dtype)
+    return sign * torch.log(expected / 1e6)
+
+
+def temperature(epoch: int, epochs: int, *, start: float, end: float, schedule: str) -> float:
+    """Return the Gumbel-softmax temperature of `epoch` (0 ... epochs - 1).
+
+    "linear" (paper, 10 to 0.1) reaches `end` in the last epoch; "cosine" (released code, 5 to 0.1) comes close to it.
+    """
+    if schedule == "linear":
+        return start + (end - start) * epoch / max(epochs - 1, 1)
+    if schedule == "cosine":
+        return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    raise UsageError(f"temperature schedule must be linear or cosine, got {schedule!r}")

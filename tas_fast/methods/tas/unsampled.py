@@ -1,0 +1,54 @@
+"""What happens to the norms of widths that a step did not sample.
+
+All candidates' affine parameters of a convolution are rows of one tensor, so SGD's weight decay and momentum move every row in every step. That
+is what the code of 2019 did too, where gradients were zeroed; with today's `set_to_none` separate modules would be skipped instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tas_fast.methods.tas.sampling import Choice
+from tas_fast.methods.tas.supernet import Supernet
+
+
+def skip_unsampled(model: Supernet, optimizer: torch.optim.Optimizer, choice: Callable[[], Choice | None]) -> None:
+    """Make `optimizer` leave rows alone, momentum included, that `choice()` (the last weights' forward pass) did not sample."""
+    saved: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def before(*_: Any) -> None:
+        current = choice()
+        saved.clear()
+        if current is None or current.width_index is None:
+            return
+        for row, parameter in _affine_rows(model):
+            sampled = torch.zeros(len(parameter), 1, dtype=torch.bool, device=parameter.device)
+            sampled[current.width_index[row]] = True
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:  # the first step from zero equals SGD's own initialisation
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            saved.extend((tensor, sampled, tensor.detach().clone()) for tensor in (parameter, state["momentum_buffer"]))
+
+    @torch.no_grad()
+    def after(*_: Any) -> None:
+        for tensor, sampled, old in saved:
+            tensor.copy_(torch.where(sampled, tensor, old))
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+
+
+def _affine_rows(model: Supernet) -> list[tuple[int, Tensor]]:
+    """(row of the logits, [n, C] parameter) of every searchable convolution; a projection follows its block's last convolution."""
+    units = [(0, model.stem)]
+    row = 1
+    for block in model.blocks:
+        units += [(row + i, conv) for i, conv in enumerate(block.convs)]
+        row += len(block.convs)
+        if block.shortcut is not None:
+            units.append((row - 1, block.shortcut))
+    return [(row, parameter) for row, unit in units for parameter in (unit.weight, unit.bias)]
