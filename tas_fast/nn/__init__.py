@@ -1,0 +1,5 @@
+"""Modules that hold parameters; `tas_fast.ops` computes."""
+
+from tas_fast.nn.fragment import FragmentBatchNorm2d, FragmentConv2d, FusedBatchNorm2d
+
+__all__ = ["FragmentBatchNorm2d", "FragmentConv2d", "FusedBatchNorm2d"]
