@@ -31,14 +31,12 @@ def sample(
     gumbel: bool,
 ) -> Choice:
     """Return a choice drawn from the logits; `Supernet.sample` documents the arguments."""
-    index = prob = None
+    index = prob = depth_prob = None
     if width_logits is not None:
-        if not 1 <= k <= width_logits.size(1):
-            raise UsageError(f"{k} widths per convolution (K) asked for; there are {width_logits.size(1)} candidates: 1 to {width_logits.size(1)}")
-        if width_index is None:
-            index, prob = ops.gumbel_topk(width_logits, tau, k, generator=generator, gumbel=gumbel)
-        else:
-            index = width_index
-            prob = perturbed(width_logits, tau, generator, gumbel).gather(1, index).softmax(1)
-    depth_prob = None if depth_logits is None else perturbed(depth_logits, tau, generator, gumbel).softmax(1)
+        candidates = width_logits.size(1)
+        if not 1 <= k <= candidates:
+            raise UsageError(f"K = {k} widths per convolution asked for; K must be 1 to {candidates}, the number of candidates")
+        index, prob = ops.gumbel_topk(width_logits, tau, k, generator=generator, index=width_index, gumbel=gumbel)
+    if depth_logits is not None:
+        depth_prob = ops.gumbel_softmax(depth_logits, tau, generator=generator, gumbel=gumbel)
     return Choice(index, prob, depth_prob)
