@@ -29,7 +29,7 @@ def update_running(running: Tensor, value: Tensor, widths: Tensor, index: Tensor
 
 
 def bands_of(widths: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Return A_k of every fragment [K, rows, columns]; of a single one, which is not moved, the diagonal [1, 1, columns]."""
+    """Return A_k of every fragment [K, rows, columns]; of a single one, which stays, the diagonal [1, 1, columns]."""
     channel = torch.arange(columns, device=widths.device)
     if widths.size(0) == 1:
         return (channel < widths).to(dtype).view(1, 1, -1)

@@ -38,7 +38,7 @@ from torch.autograd.function import once_differentiable
 from tas_fast.ops._fragments import bands_of, centre, map_channels, pad_channels, products_of, update_running
 from tas_fast.ops._library import accumulation_dtype, define, fake, implement, layout_of, library
 
-# mean, rstd: [R] in training, [K, R] in evaluation; meaningless from the largest width on. The backward is given `out` with
+# mean, rstd: [R] in training, [K, R] in evaluation; meaningless from the largest width on. The backward gets `out` with
 # relu; without it grad_residual is a slice of grad_out and not asked for. A gradient that is masked out has size [0].
 define(
     "fragment_aggregate(Tensor y, Tensor widths, Tensor probs, Tensor weight, Tensor bias, Tensor(a!)? running_mean, "

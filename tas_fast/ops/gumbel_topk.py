@@ -10,7 +10,7 @@ Two layers of randomness: the noise, and a draw from the perturbed distribution 
 replacement is a race of exponential clocks, top K of (softmax(l) + 1e-7) / e with e ~ Exp(1): on the device, without a
 host synchronisation, and on the CPU the very draws of torch.multinomial. The normaliser of log_softmax cancels in prob,
 so the gradient reaches the drawn logits alone: grad_logits[index] = prob * (grad_prob - <grad_prob, prob>) / tau.
-Saved: index, prob. Source: TAS (Dong and Yang, NeurIPS 2019), equations 3 and 4, and its released code.
+Saved: prob, index. Source: TAS (Dong and Yang, NeurIPS 2019), equations 3 and 4, and its released code.
 """
 
 from typing import Any
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tas_fast.ops._library import define, differentiate, fake, implement
 
-define("gumbel_topk(Tensor logits, Tensor? noise, Tensor clocks, float tau, SymInt k) -> (Tensor index, Tensor prob)")
-define("gumbel_topk_backward(Tensor grad_prob, Tensor index, Tensor prob, float tau, SymInt n) -> Tensor")
+define("gumbel_topk(Tensor logits, Tensor? noise, Tensor clocks, float tau, SymInt k) -> (Tensor prob, Tensor index)")
+define("gumbel_topk_backward(Tensor grad_prob, Tensor prob, Tensor index, float tau, SymInt n) -> Tensor")
 
 
 def gumbel_topk(
@@ -61,7 +61,8 @@ def gumbel_topk(
     if index is not None:
         return index, torch.softmax(_perturb(logits, noise, tau).gather(1, index), dim=1)
     clocks = _exponential(logits, generator)
-    return torch.ops.tas_fast.gumbel_topk.default(logits, noise, clocks, tau, k)
+    prob, index = torch.ops.tas_fast.gumbel_topk.default(logits, noise, clocks, tau, k)
+    return index, prob
 
 
 def gumbel_softmax(
@@ -107,10 +108,10 @@ def gumbel_topk_reference(
 ) -> tuple[Tensor, Tensor]:
     perturbed = _perturb(logits, noise, tau)
     index = ((torch.softmax(perturbed, dim=1) + 1e-7) / clocks).topk(k, dim=1).indices
-    return index, torch.softmax(perturbed.gather(1, index), dim=1)
+    return torch.softmax(perturbed.gather(1, index), dim=1), index
 
 
-def gumbel_topk_backward_reference(grad_prob: Tensor, index: Tensor, prob: Tensor, tau: float, n: int) -> Tensor:
+def gumbel_topk_backward_reference(grad_prob: Tensor, prob: Tensor, index: Tensor, tau: float, n: int) -> Tensor:
     grad_drawn = prob * (grad_prob - (grad_prob * prob).sum(1, keepdim=True)) / tau
     return prob.new_zeros(prob.size(0), n).scatter_(1, index, grad_drawn)
 
@@ -119,11 +120,11 @@ def gumbel_topk_backward_reference(grad_prob: Tensor, index: Tensor, prob: Tenso
 def _(logits: Tensor, noise: Tensor | None, clocks: Tensor, tau: float, k: int) -> tuple[Tensor, Tensor]:
     _check(logits, k, None)
     shape = (logits.size(0), k)
-    return logits.new_empty(shape, dtype=torch.int64), logits.new_empty(shape)
+    return logits.new_empty(shape), logits.new_empty(shape, dtype=torch.int64)
 
 
 @fake("gumbel_topk_backward")
-def _(grad_prob: Tensor, index: Tensor, prob: Tensor, tau: float, n: int) -> Tensor:
+def _(grad_prob: Tensor, prob: Tensor, index: Tensor, tau: float, n: int) -> Tensor:
     return prob.new_empty(prob.size(0), n)
 
 
@@ -131,12 +132,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     logits, _, _, ctx.tau, _ = inputs
     ctx.candidates = logits.size(1)
     ctx.save_for_backward(*output)
-    ctx.mark_non_differentiable(output[0])
+    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, _: None, grad_prob: Tensor) -> tuple[Tensor, None, None, None, None]:
-    index, prob = ctx.saved_tensors
-    grad_logits = torch.ops.tas_fast.gumbel_topk_backward.default(grad_prob, index, prob, ctx.tau, ctx.candidates)
+def _backward(ctx: Any, grad_prob: Tensor, _: None) -> tuple[Tensor, None, None, None, None]:
+    prob, index = ctx.saved_tensors
+    grad_logits = torch.ops.tas_fast.gumbel_topk_backward.default(grad_prob, prob, index, ctx.tau, ctx.candidates)
     return grad_logits, None, None, None, None
 
 
