@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 # Oldest torch whose stable interface the libraries use: one build serves this one and every later one.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
@@ -29,9 +29,10 @@ def main() -> None:
     mode = os.environ.get("TAS_FAST_BUILD", "auto")
     if mode not in MODES:
         raise SystemExit(f"TAS_FAST_BUILD must be one of {', '.join(MODES)}, got {mode!r}")
-    # A checkout that lost the symbolic link still builds a complete package.
+    # tas_fast/kernels is a symbolic link; a checkout that lost it still builds a complete package.
     package_dir = {} if os.path.isdir("tas_fast/kernels") else {"tas_fast.kernels": "kernels"}
-    setup(package_dir=package_dir, **extensions(mode))
+    packages = sorted({*find_packages(include=["tas_fast*"]), "tas_fast.kernels"})
+    setup(packages=packages, package_dir=package_dir, **extensions(mode))
 
 
 def extensions(mode: str) -> dict:
