@@ -53,6 +53,10 @@ def products_of(g: Tensor, x: Tensor, diagonal: bool) -> Tensor:
     """Return sum over samples of g_j x_i: [J, I], or only those with i = j as [1, I]."""
     if diagonal:
         return (g * x).sum((0, 2, 3)).view(1, -1)
+    pixels, (rows, columns) = x.size(2) * x.size(3), (g.size(1), x.size(1))
+    if layout_of(x) is torch.contiguous_format and rows * columns < pixels * (rows + columns):
+        # One product per image is smaller than the transposed copies of g and x.
+        return (g.flatten(2) @ x.flatten(2).mT).sum(0)
     return g.transpose(0, 1).flatten(1) @ x.transpose(0, 1).flatten(1).T
 
 
