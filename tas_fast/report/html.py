@@ -66,7 +66,7 @@ def write_html(
         _section("Result", _card(_comparison(report))),
         _section("Plots", '<div class="plots">' + "".join(map(_figure, plots)) + "</div>"),
         _section("Architecture", _card(_parts(list_parts(found)))) if found else "",
-        _section("Use it", _usage(folder, report)),
+        _section("Use it" if report.pruned else "Go on", _usage(folder, report)),
         _section("How it was made", _origin(Path(folder), report)),
     ]
     page = _PAGE.substitute(

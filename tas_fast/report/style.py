@@ -68,7 +68,8 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .86rem; }
   .plots { grid-template-columns: minmax(0, 1fr); }
   figure.wide svg { min-width: 680px; }
   .card { padding: .85rem .9rem; }
-  th, td { padding: .4rem .45rem; }
+  table { font-size: .84rem; }
+  th, td { padding: .4rem .4rem; }
   thead th, tbody th { white-space: normal; }
 }
 @media print {
