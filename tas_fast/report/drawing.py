@@ -16,7 +16,7 @@ INK, MUTED, GRID, UNPRUNED, SURFACE = "#1b1f24", "#59636e", "#d8dee4", "#b4bcc6"
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072b2", "#d98c00", "#009e73", "#b0578d", "#56b4e9"
 WHITE = "#fffffe"  # on heat maps, which look the same on light and dark pages; SURFACE turns dark with the page
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY)
-LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), "-")
+LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 HEAT = "cividis"
 
 HALF, WIDE = 5.2, 10.6  # inches; the page shows two half plots side by side
