@@ -63,12 +63,11 @@ class Loader(ABC):
             self.halves = {name: source.ids[part].tolist() for name, part in self._parts.items()}
         self._images_per_epoch = len(next(iter(self._parts.values())))
         self._check_sizes()
-        training = options.split != "test"
         self._bounds = batch_bounds(
             self._images_per_epoch,
             options.batch_size,
             drop_last=options.drop_last,
-            merge_single=training and options.batch_size > 1,
+            merge_single=options.split != "test",
         )
         self._normalise = Normalise(
             source.mean,

@@ -70,7 +70,7 @@ def batch_bounds(num_images: int, batch_size: int, *, drop_last: bool, merge_sin
     last = bounds[-1][1] - bounds[-1][0]
     if drop_last and last < batch_size:
         bounds.pop()
-    elif merge_single and last == 1 and len(bounds) > 1:
+    elif merge_single and last == 1 < batch_size and len(bounds) > 1:
         bounds.pop()
         bounds[-1] = (bounds[-1][0], num_images)
     return bounds
