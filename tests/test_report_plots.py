@@ -56,8 +56,8 @@ def test_an_unfinished_run_shows_what_there_is(tmp_path, rows, expected):
 
 
 def test_ids_and_references_of_one_page_do_not_collide(tmp_path):
-    rows = search_rows("resnet20", 3)
-    page = "".join(plot.svg for plot in save_plots(tmp_path, report(), rows, found("resnet20")))
+    rows = search_rows("resnet20", 2, "depth")
+    page = "".join(plot.svg for plot in save_plots(tmp_path, report(), rows))
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:url\(|href=")#([^")]+)', page)) <= set(ids)
