@@ -7,7 +7,7 @@ from torchvision.transforms.v2 import functional as naive
 from tas_fast.data.augment import (
     Augment,
     Draws,
-    Normalise,
+    Finish,
     augment_pixels,
     crop,
     crop_starts,
@@ -17,6 +17,8 @@ from tas_fast.data.augment import (
 )
 from tas_fast.data.order import generator
 from tas_fast.errors import UsageError
+
+MEAN, STD = (0.48, 0.45, 0.4), (0.2, 0.3, 0.25)
 
 augments = st.builds(Augment, crop_padding=st.integers(0, 5), flip=st.booleans(), cutout=st.integers(0, 7))
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))
@@ -31,6 +33,17 @@ def naive_pixels(image: torch.Tensor, draws: Draws, place: int, augment: Augment
     height, width = image.shape[:2]
     cropped = naive.crop(bordered, int(draws.top[place]), int(draws.left[place]), height, width)
     return cropped.permute(1, 2, 0)
+
+
+def finish_like(pixels: torch.Tensor, **changes: object) -> Finish:
+    """A `Finish` for images like `pixels` [N, H, W, C] on the CPU."""
+    channels = pixels.shape[3]
+    fields = {"cutout": 0, "device": pixels.device, "dtype": torch.float32, "channels_last": True, **changes}
+    return Finish(MEAN[:channels], STD[:channels], pixels.shape[2], **fields)
+
+
+def no_draws(pixels: torch.Tensor) -> Draws:
+    return draw(len(pixels), Augment(), pixels.shape[1:3], generator(0))
 
 
 def random_pixels(shape: tuple[int, ...]) -> torch.Tensor:
@@ -63,10 +76,7 @@ def test_augmentation_leaves_its_input_alone(shape, augment):
     pixels = random_pixels(shape)
     before = pixels.clone()
     draws = draw(shape[0], augment, shape[1:3], generator(0))
-    normalise = Normalise(
-        (0.5,) * shape[3], (0.2,) * shape[3], shape[2], device=pixels.device, dtype=torch.float32, channels_last=True
-    )
-    cut_out(normalise(augment_pixels(pixels, draws, augment)), draws, augment.cutout)
+    finish_like(pixels, cutout=augment.cutout)(augment_pixels(pixels, draws, augment), draws)
     assert torch.equal(pixels, before)
 
 
@@ -100,13 +110,14 @@ def test_switching_one_augmentation_keeps_the_numbers_of_the_others():
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 8])
-def test_cutout_sets_the_clipped_square_to_zero(side):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_cutout_sets_the_clipped_square_to_zero(side, channels):
     draws = draw(40, Augment(cutout=side), (6, 9), generator(side))
-    images = torch.ones(40, 2, 6, 9)
+    images = torch.randn(40, 6, 9, channels)
     expected = images.clone()
     for image, row, column in zip(expected, draws.cut_row.tolist(), draws.cut_column.tolist(), strict=True):
         top, left = row - side // 2, column - side // 2
-        image[:, max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 0
+        image[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 0
     cut_out(images, draws, side)
     assert torch.equal(images, expected)
 
@@ -115,28 +126,21 @@ def test_cutout_sets_the_clipped_square_to_zero(side):
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_normalisation_is_that_of_torchvision(dtype, channels_last, channels):
-    mean, std = [0.48, 0.45, 0.4][:channels], [0.2, 0.3, 0.25][:channels]
     pixels = random_pixels((5, 4, 7, channels))
-    normalise = Normalise(tuple(mean), tuple(std), 7, device=pixels.device, dtype=dtype, channels_last=channels_last)
-    images = normalise(pixels)
+    images = finish_like(pixels, dtype=dtype, channels_last=channels_last)(pixels, no_draws(pixels))
     scaled = naive.to_dtype(pixels.permute(0, 3, 1, 2), torch.float64, scale=True)
-    expected = naive.normalize(scaled, mean, std)
-    # One rounding to dtype, plus float32 arithmetic on values up to 2.6 where dtype is float32.
+    expected = naive.normalize(scaled, list(MEAN[:channels]), list(STD[:channels]))
+    # One rounding to dtype, plus float32 arithmetic on values up to 3 where dtype is float32.
     torch.testing.assert_close(images.double(), expected, rtol=torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
     assert images.dtype == dtype
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_images_have_the_asked_layout(layout):
-    normalise = Normalise(
-        (0.5,) * 3,
-        (0.5,) * 3,
-        4,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        channels_last=layout is torch.channels_last,
-    )
-    assert normalise(random_pixels((2, 5, 4, 3))).is_contiguous(memory_format=layout)
+@pytest.mark.parametrize("cutout", [0, 2])
+def test_images_have_the_asked_layout(layout, cutout):
+    pixels = random_pixels((2, 5, 4, 3))
+    finish = finish_like(pixels, cutout=cutout, channels_last=layout is torch.channels_last)
+    assert finish(pixels, no_draws(pixels)).is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize(

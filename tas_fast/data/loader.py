@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tas_fast.data.augment import Augment, Draws, Normalise, cut_out, draw
+from tas_fast.data.augment import Augment, Draws, Finish, draw
 from tas_fast.data.images import Files, Images
 from tas_fast.data.order import batch_bounds, generator, stratified_halves
 from tas_fast.errors import UsageError, UserError
@@ -69,10 +69,11 @@ class Loader(ABC):
             drop_last=options.drop_last,
             merge_single=options.split != "test",
         )
-        self._normalise = Normalise(
+        self._finish = Finish(
             source.mean,
             source.std,
             self.image_size[1],
+            cutout=options.augment.cutout,
             device=options.device,
             dtype=options.dtype,
             channels_last=options.channels_last,
@@ -143,13 +144,6 @@ class Loader(ABC):
             draw(self._images_per_epoch, options.augment, self.image_size, self._rng(epoch, name, "augment"))
             for name in self._parts
         ]
-
-    def _finish(self, pixels: Tensor, draws: Draws) -> Tensor:
-        """Cropped and mirrored pixels, uint8 [N, H, W, C], to images [N, C, H, W]."""
-        images = self._normalise(pixels)
-        if self._options.augment.cutout:
-            cut_out(images, draws, self._options.augment.cutout)
-        return images
 
     def _rng(self, epoch: int, *purpose: str) -> torch.Generator:
         return generator(self._options.seed, self._options.split, epoch, *purpose)
