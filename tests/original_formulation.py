@@ -1,6 +1,6 @@
-"""The formulation of the original TAS code, composed of torch's own layers: what tests compare with and benchmarks race.
+"""The formulation of the original TAS code, composed of torch's own layers: tests compare with it, benchmarks race it.
 
-One BatchNorm per fragment, interpolation by adaptive pooling, scaled sums, residual addition and ReLU, each a pass of its own.
+One BatchNorm per fragment, interpolation by adaptive pooling, scaled sums, residual and ReLU, each a pass of its own.
 """
 
 from collections.abc import Sequence

@@ -50,3 +50,12 @@ def layout_of(x: Tensor) -> torch.memory_format:
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the type in which sums over data of `dtype` are kept: float32, and float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def wrong(operator: str, argument: str, expected: str, got: object) -> ValueError:
+    return ValueError(f"{operator}: {argument} must be {expected}, got {got}")
+
+
+def described(x: Tensor) -> str:
+    """Return dtype and shape of `x` for a message."""
+    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"

@@ -12,12 +12,13 @@ backward operator. cuDNN and oneDNN are the fast version for widths that the hos
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tas_fast.ops._library import define, library
+from tas_fast.ops._library import define, library, wrong
 
 define(
     "active_conv2d(Tensor x, Tensor weight, SymInt out_channels, SymInt[2] stride, SymInt[2] padding, "
@@ -64,21 +65,27 @@ def _pair(value: Pair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 
 
-def _check(x: Tensor, weight: Tensor, out_channels: int, groups: int) -> None:
-    def require(condition: bool, name: str, expected: str, got: object) -> None:
-        if not condition:
-            raise ValueError(f"active_conv2d: {name} must be {expected}, got {got}")
+_wrong = partial(wrong, "active_conv2d")
 
-    require(x.dim() == 4, "x", "[N, C, H, W]", tuple(x.shape))
-    require(weight.dim() == 4, "weight", "[C_out, C_in / groups, kh, kw]", tuple(weight.shape))
+
+def _check(x: Tensor, weight: Tensor, out_channels: int, groups: int) -> None:
+    if x.dim() != 4:
+        raise _wrong("x", "[N, C, H, W]", tuple(x.shape))
+    if weight.dim() != 4:
+        raise _wrong("weight", "[C_out, C_in / groups, kh, kw]", tuple(weight.shape))
     filters, depth = weight.size(0), weight.size(1)
-    require(groups >= 1 and filters % groups == 0, "groups", f"a divisor of C_out = {filters}", groups)
-    require(1 <= out_channels <= filters, "out_channels", f"in 1..{filters}", out_channels)
-    require(1 <= x.size(1) <= depth * groups, "x", f"[N, C, H, W] with C in 1..{depth * groups}", tuple(x.shape))
+    if groups < 1 or filters % groups != 0:
+        raise _wrong("groups", f"a divisor of C_out = {filters}", groups)
+    if not 1 <= out_channels <= filters:
+        raise _wrong("out_channels", f"in 1..{filters}", out_channels)
+    if not 1 <= x.size(1) <= depth * groups:
+        raise _wrong("x", f"[N, C, H, W] with C in 1..{depth * groups}", tuple(x.shape))
     if groups > 1:
-        require(x.size(1) % depth == 0, "x", f"whole groups of {depth} channels", tuple(x.shape))
+        if x.size(1) % depth != 0:
+            raise _wrong("x", f"whole groups of {depth} channels", tuple(x.shape))
         active = x.size(1) // depth * (filters // groups)
-        require(out_channels == active, "out_channels", f"{active}, the filters of the active groups", out_channels)
+        if out_channels != active:
+            raise _wrong("out_channels", f"{active}, the filters of the active groups", out_channels)
 
 
 def active_conv2d_reference(

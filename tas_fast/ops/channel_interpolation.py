@@ -9,12 +9,22 @@ ceil(c / C) + 1 otherwise. The gradient is A^T grad_out; nothing is saved but c.
 once. Source: TAS (Dong and Yang, NeurIPS 2019), where fragments of different widths are aligned before they are mixed.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tas_fast.ops._library import accumulation_dtype, define, differentiate, fake, implement, layout_of
+from tas_fast.ops._library import (
+    accumulation_dtype,
+    define,
+    described,
+    differentiate,
+    fake,
+    implement,
+    layout_of,
+    wrong,
+)
 
 define("channel_interpolation(Tensor x, SymInt out_channels) -> Tensor")
 define("channel_interpolation_backward(Tensor grad_out, SymInt in_channels) -> Tensor")
@@ -46,13 +56,14 @@ def channel_interpolation(x: Tensor, out_channels: int) -> Tensor:
     return torch.ops.tas_fast.channel_interpolation.default(x, out_channels)
 
 
+_wrong = partial(wrong, "channel_interpolation")
+
+
 def _check(name: str, tensor: Tensor, size_name: str, channels: int) -> None:
-    if tensor.dim() != 4 or tensor.size(1) < 1:
-        raise ValueError(f"channel_interpolation: {name} must be [N, C, H, W] with C >= 1, got {tuple(tensor.shape)}")
-    if not tensor.is_floating_point():
-        raise ValueError(f"channel_interpolation: {name} must be floating point, got {tensor.dtype}")
+    if tensor.dim() != 4 or tensor.size(1) < 1 or not tensor.is_floating_point():
+        raise _wrong(name, "floating-point [N, C, H, W] with C >= 1", described(tensor))
     if channels < 1:
-        raise ValueError(f"channel_interpolation: {size_name} must be at least 1, got {channels}")
+        raise _wrong(size_name, "at least 1", channels)
 
 
 def windows(rows: Tensor, in_channels: Tensor | int, out_channels: Tensor | int) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,14 @@ A fast version handles a row per program: one read of each input, one write of g
 (2015); the orientation of alpha is that of the released TAS code.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tas_fast.ops._library import accumulation_dtype, define, differentiate, fake, implement
+from tas_fast.ops._library import accumulation_dtype, define, described, differentiate, fake, implement, wrong
 
 define(
     "distillation_loss(Tensor student, Tensor teacher, Tensor target, float alpha, float temperature) "
@@ -53,26 +54,23 @@ def distillation_loss(student: Tensor, teacher: Tensor, target: Tensor, alpha: f
     return torch.ops.tas_fast.distillation_loss.default(student, teacher, target, alpha, temperature)[0]
 
 
-def _check(student: Tensor, teacher: Tensor, target: Tensor, alpha: float, temperature: float) -> None:
-    def require(condition: bool, name: str, expected: str, got: object) -> None:
-        if not condition:
-            raise ValueError(f"distillation_loss: {name} must be {expected}, got {got}")
+_wrong = partial(wrong, "distillation_loss")
 
-    shape = tuple(student.shape)
-    require(
-        student.dim() == 2 and student.is_floating_point(),
-        "student",
-        "floating-point [N, C]",
-        f"{student.dtype} {shape}",
-    )
-    fits = teacher.shape == student.shape and teacher.is_floating_point()
-    require(fits, "teacher", f"floating point {shape} like student", f"{teacher.dtype} {tuple(teacher.shape)}")
-    classes = target.shape == student.shape[:1] and target.dtype == torch.int64
-    soft = target.shape == student.shape and target.is_floating_point()
-    expected = f"int64 [N] or floating-point [N, C] with [N, C] = {shape}"
-    require(classes or soft, "target", expected, f"{target.dtype} {tuple(target.shape)}")
-    require(0 <= alpha <= 1, "alpha", "in 0..1", alpha)
-    require(temperature > 0, "temperature", "positive", temperature)
+
+def _check(student: Tensor, teacher: Tensor, target: Tensor, alpha: float, temperature: float) -> None:
+    shape = student.shape
+    if student.dim() != 2 or not student.is_floating_point():
+        raise _wrong("student", "floating-point [N, C]", described(student))
+    if teacher.shape != shape or not teacher.is_floating_point():
+        raise _wrong("teacher", f"floating point and {tuple(shape)} like student", described(teacher))
+    classes = target.shape == shape[:1] and target.dtype == torch.int64
+    if not classes and (target.shape != shape or not target.is_floating_point()):
+        expected = f"int64 [N] or floating-point [N, C] with [N, C] = {tuple(shape)}"
+        raise _wrong("target", expected, described(target))
+    if not 0 <= alpha <= 1:
+        raise _wrong("alpha", "in 0..1", alpha)
+    if not temperature > 0:
+        raise _wrong("temperature", "positive", temperature)
 
 
 def distillation_loss_reference(

@@ -28,6 +28,7 @@ five backward, as many as BatchNorm alone. Source: TAS (Dong and Yang, NeurIPS 2
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tas_fast.ops._fragments import bands_of, centre, map_channels, pad_channels, products_of, update_running
-from tas_fast.ops._library import accumulation_dtype, define, fake, implement, layout_of, library
+from tas_fast.ops._library import accumulation_dtype, define, described, fake, implement, layout_of, library, wrong
 
 # mean, rstd: [R] in training, [K, R] in evaluation; meaningless from the largest width on. The backward gets `out` with
 # relu; without it grad_residual is a slice of grad_out and not asked for. A gradient that is masked out has size [0].
@@ -103,7 +104,7 @@ def fragment_aggregate(
         torch.Size([2, 6, 4, 4])
     """
     if out_channels is None:
-        out_channels = _largest_width(y, widths, index)
+        out_channels = _largest_width(y, widths, probs, index)
     _check(y, widths, probs, weight, bias, running_mean, running_var, residual, index, out_channels, training)
     out, _, _ = torch.ops.tas_fast.fragment_aggregate.default(
         y,
@@ -124,11 +125,27 @@ def fragment_aggregate(
     return out
 
 
-def _largest_width(y: Tensor, widths: Tensor, index: Tensor | None) -> int:
+_wrong = partial(wrong, "fragment_aggregate")
+
+
+def _largest_width(y: Tensor, widths: Tensor, probs: Tensor, index: Tensor | None) -> int:
+    _check_sampling(y, widths, probs, index)
     largest = int((widths if index is None else widths[index]).max())
     if largest > y.size(1):
-        raise ValueError(f"fragment_aggregate: y must have at least max(widths) = {largest} channels, got {y.size(1)}")
+        raise _wrong("y", f"[N, C, H, W] with C >= max(widths) = {largest}", tuple(y.shape))
     return largest
+
+
+def _check_sampling(y: Tensor, widths: Tensor, probs: Tensor, index: Tensor | None) -> None:
+    if y.dim() != 4 or not y.is_floating_point():
+        raise _wrong("y", "floating-point [N, C, H, W]", described(y))
+    if widths.dim() != 1 or widths.dtype not in (torch.int32, torch.int64):
+        raise _wrong("widths", "int32 or int64 [n]", described(widths))
+    if index is not None and (index.dim() != 1 or index.dtype != torch.int64):
+        raise _wrong("index", "int64 [K]", described(index))
+    fragments = widths.size(0) if index is None else index.size(0)
+    if fragments < 1 or probs.shape != (fragments,):
+        raise _wrong("probs", f"[K] with K = {fragments} fragments, at least one", tuple(probs.shape))
 
 
 def _check(
@@ -144,51 +161,30 @@ def _check(
     out_channels: int,
     training: bool,
 ) -> None:
-    def require(condition: bool, name: str, expected: str, got: object) -> None:
-        if not condition:
-            raise ValueError(f"fragment_aggregate: {name} must be {expected}, got {got}")
-
-    require(y.dim() == 4 and y.is_floating_point(), "y", "floating-point [N, C, H, W]", f"{y.dtype} {tuple(y.shape)}")
-    require(out_channels >= 1, "out_channels", "at least 1", out_channels)
-    integers = (torch.int32, torch.int64)
-    require(
-        widths.dim() == 1 and widths.dtype in integers,
-        "widths",
-        "int32 or int64 [n]",
-        f"{widths.dtype} {tuple(widths.shape)}",
-    )
-    rows, read = widths.size(0), min(y.size(1), out_channels)
-    if index is None:
-        require(probs.shape == (rows,), "probs", f"[K] with K = {rows} widths", tuple(probs.shape))
-    else:
-        require(
-            index.dim() == 1 and index.dtype == torch.int64, "index", "int64 [K]", f"{index.dtype} {tuple(index.shape)}"
-        )
-        require(probs.shape == index.shape, "probs", f"[K] with K = {index.size(0)} indices", tuple(probs.shape))
-    require(probs.size(0) >= 1, "probs", "[K] with K >= 1", tuple(probs.shape))
-    dtype = accumulation_dtype(y.dtype)
+    _check_sampling(y, widths, probs, index)
+    if out_channels < 1:
+        raise _wrong("out_channels", "at least 1", out_channels)
+    rows, read, dtype = widths.size(0), min(y.size(1), out_channels), accumulation_dtype(y.dtype)
     tables = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
     for name, table in tables.items():
         if table is None:
-            require(training, name, "given in evaluation", None)
-            continue
-        fits = table.dim() == 2 and table.size(0) == rows and table.size(1) >= read
-        require(fits, name, f"[n, C] with n = {rows} and C >= {read}", tuple(table.shape))
-        require(table.dtype == dtype, name, f"{dtype} for {y.dtype} data", table.dtype)
-    require(probs.dtype == dtype, "probs", f"{dtype} for {y.dtype} data", probs.dtype)
-    require(
-        (running_mean is None) == (running_var is None),
-        "running_mean and running_var",
-        "both given or both None",
-        "one",
-    )
+            if not training:
+                raise _wrong(name, "given in evaluation", None)
+        elif table.dim() != 2 or table.size(0) != rows or table.size(1) < read:
+            raise _wrong(name, f"[n, C] with n = {rows} and C >= {read}", tuple(table.shape))
+        elif table.dtype != dtype:
+            raise _wrong(name, f"{dtype} for {y.dtype} data", table.dtype)
+    if probs.dtype != dtype:
+        raise _wrong("probs", f"{dtype} for {y.dtype} data", probs.dtype)
+    if (running_mean is None) != (running_var is None):
+        raise _wrong("running_mean and running_var", "both given or both None", "one of them")
     if residual is not None:
-        fits = residual.dim() == 4 and residual.size(0) == y.size(0) and residual.shape[2:] == y.shape[2:]
-        require(fits, "residual", f"[N, C_r, H, W] that fits y {tuple(y.shape)}", tuple(residual.shape))
-        require(residual.dtype == y.dtype, "residual", f"{y.dtype} like y", residual.dtype)
-    if training:
-        samples = y.size(0) * y.size(2) * y.size(3)
-        require(samples != 1, "y", "more than one value per channel in training", tuple(y.shape))
+        if residual.dim() != 4 or residual.size(0) != y.size(0) or residual.shape[2:] != y.shape[2:]:
+            raise _wrong("residual", f"[N, C_r, H, W] that fits y {tuple(y.shape)}", tuple(residual.shape))
+        if residual.dtype != y.dtype:
+            raise _wrong("residual", f"{y.dtype} like y", residual.dtype)
+    if training and y.size(0) * y.size(2) * y.size(3) == 1:
+        raise _wrong("y", "more than one value per channel in training", tuple(y.shape))
 
 
 def fragment_aggregate_reference(

@@ -13,12 +13,13 @@ so the gradient reaches the drawn logits alone: grad_logits[index] = prob * (gra
 Saved: prob, index. Source: TAS (Dong and Yang, NeurIPS 2019), equations 3 and 4, and its released code.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tas_fast.ops._library import define, differentiate, fake, implement
+from tas_fast.ops._library import define, described, differentiate, fake, implement, wrong
 
 define("gumbel_topk(Tensor logits, Tensor? noise, Tensor clocks, float tau, SymInt k) -> (Tensor prob, Tensor index)")
 define("gumbel_topk_backward(Tensor grad_prob, Tensor prob, Tensor index, float tau, SymInt n) -> Tensor")
@@ -92,15 +93,16 @@ def _perturb(logits: Tensor, noise: Tensor | None, tau: float) -> Tensor:
     return (log_probs if noise is None else log_probs + noise) / tau
 
 
+_wrong = partial(wrong, "gumbel_topk")
+
+
 def _check(logits: Tensor, k: int, index: Tensor | None) -> None:
     if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.float64):
-        got = f"{logits.dtype} {tuple(logits.shape)}"
-        raise ValueError(f"gumbel_topk: logits must be float32 or float64 [L, n], got {got}")
-    if not 1 <= k <= logits.size(1):
-        raise ValueError(f"gumbel_topk: k must be in 1..n with n = {logits.size(1)} candidates, got {k}")
+        raise _wrong("logits", "float32 or float64 [L, n]", described(logits))
     if index is not None and (index.dim() != 2 or index.size(0) != logits.size(0) or index.dtype != torch.int64):
-        got = f"{index.dtype} {tuple(index.shape)}"
-        raise ValueError(f"gumbel_topk: index must be int64 [L, k] with L = {logits.size(0)}, got {got}")
+        raise _wrong("index", f"int64 [L, k] with L = {logits.size(0)}", described(index))
+    if not 1 <= k <= logits.size(1):
+        raise _wrong("k", f"in 1..n with n = {logits.size(1)} candidates", k)
 
 
 def gumbel_topk_reference(

@@ -9,12 +9,22 @@ version reads every input once and writes out once. Source: TAS (Dong and Yang, 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tas_fast.ops._library import accumulation_dtype, define, differentiate, fake, implement, layout_of
+from tas_fast.ops._library import (
+    accumulation_dtype,
+    define,
+    described,
+    differentiate,
+    fake,
+    implement,
+    layout_of,
+    wrong,
+)
 from tas_fast.ops.channel_interpolation import channel_interpolation
 
 # A gradient whose entry in output_mask (tensors, weights) is false is returned empty: no tensors, or size [0].
@@ -47,22 +57,22 @@ def weighted_interpolation_sum(tensors: Sequence[Tensor], weights: Tensor) -> Te
     return torch.ops.tas_fast.weighted_interpolation_sum.default(list(tensors), weights)
 
 
-def _check(tensors: Sequence[Tensor], weights: Tensor) -> None:
-    def require(condition: bool, name: str, expected: str, got: object) -> None:
-        if not condition:
-            raise ValueError(f"weighted_interpolation_sum: {name} must be {expected}, got {got}")
+_wrong = partial(wrong, "weighted_interpolation_sum")
 
-    require(len(tensors) > 0, "tensors", "one or more [N, C_d, H, W]", "none")
+
+def _check(tensors: Sequence[Tensor], weights: Tensor) -> None:
+    if not tensors:
+        raise _wrong("tensors", "one or more [N, C_d, H, W]", "none")
     first = tensors[0]
     for x in tensors:
-        fits = x.dim() == 4 and x.size(1) >= 1 and x.is_floating_point()
-        require(fits, "tensors", "floating-point [N, C_d, H, W]", f"{x.dtype} {tuple(x.shape)}")
-        fits = x.size(0) == first.size(0) and x.shape[2:] == first.shape[2:]
-        require(fits, "tensors", f"alike in all but C_d, with {tuple(first.shape)}", tuple(x.shape))
-        require(x.dtype == first.dtype, "tensors", f"all {first.dtype}", x.dtype)
-    require(weights.shape == (len(tensors),), "weights", f"[D] with D = {len(tensors)}", tuple(weights.shape))
-    dtype = accumulation_dtype(first.dtype)
-    require(weights.dtype == dtype, "weights", f"{dtype} for {first.dtype} data", weights.dtype)
+        if x.dim() != 4 or x.size(1) < 1 or not x.is_floating_point():
+            raise _wrong("tensors", "floating-point [N, C_d, H, W]", described(x))
+        if x.dtype != first.dtype or x.size(0) != first.size(0) or x.shape[2:] != first.shape[2:]:
+            raise _wrong("tensors", f"alike in all but C_d: {described(first)}", described(x))
+    if weights.shape != (len(tensors),):
+        raise _wrong("weights", f"[D] with D = {len(tensors)} tensors", tuple(weights.shape))
+    if weights.dtype != accumulation_dtype(first.dtype):
+        raise _wrong("weights", f"{accumulation_dtype(first.dtype)} for {first.dtype} data", weights.dtype)
 
 
 def weighted_interpolation_sum_reference(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
