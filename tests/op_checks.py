@@ -61,7 +61,7 @@ def check_compiles(operator: Function, batches: Sequence[Sequence[Tensor | None]
 def assert_as_accurate(result: Tensor, rough: Tensor, exact: Tensor) -> None:
     """Assert that `result` is at most twice as far from `exact` as `rough` is, plus 64 units in the last place.
 
-    The units allow for another order of summation in results that cancel; torch's own layers add up in float64 on the CPU.
+    The units allow for another order of summation where terms cancel; torch's own layers add up in float64 on the CPU.
     """
     assert result.shape == exact.shape
     assert result.dtype == rough.dtype

@@ -51,7 +51,8 @@ def distillation_loss(student: Tensor, teacher: Tensor, target: Tensor, alpha: f
         0.012692801...
     """
     _check(student, teacher, target, alpha, temperature)
-    return torch.ops.tas_fast.distillation_loss.default(student, teacher, target, alpha, temperature)[0]
+    constants = (teacher.detach(), target.detach())
+    return torch.ops.tas_fast.distillation_loss.default(student, *constants, alpha, temperature)[0]
 
 
 _wrong = partial(wrong, "distillation_loss")
