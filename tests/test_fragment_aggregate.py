@@ -424,3 +424,13 @@ def test_second_derivative_is_refused_in_words(device):
     (grad_y,) = torch.autograd.grad(sample.operator(y, *rest).square().sum(), y, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad_y.sum().backward()
+
+
+def test_autograd_notices_the_update_of_running_statistics(device):
+    sample = replace(SAMPLES["table"], device=device)
+    arguments = sample.arguments()
+    running_var = arguments[6]
+    stale = running_var * arguments[3]
+    OPERATOR(*arguments)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stale.sum().backward()

@@ -385,6 +385,10 @@ class _FragmentAggregate(torch.autograd.Function):
 
 
 def _below_autograd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    training, running = args[11], args[5:7]
+    if training and running[0] is not None:
+        # Kernels write through pointers: without this, autograd would not notice that a saved statistic has changed.
+        torch.autograd.graph.increment_version(running)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.tas_fast.fragment_aggregate.default(*args)
 
