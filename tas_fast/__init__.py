@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tas_fast.architecture import Architecture as Architecture
+    from tas_fast.artefact import load as load
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"Architecture": "tas_fast.architecture"}
+_PUBLIC = {"Architecture": "tas_fast.architecture", "load": "tas_fast.artefact"}
 
-__all__ = ["Architecture", "__version__"]
+__all__ = ["Architecture", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

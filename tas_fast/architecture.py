@@ -1,8 +1,9 @@
-"""What stages hand to each other: the unpruned network's `Skeleton`, a found `Architecture`, and the layer `Plan` both lead to.
+"""What stages hand to each other: an unpruned network's `Skeleton`, a found `Architecture`, the layer `Plan` of both.
 
-The plan is the single place that knows which convolutions a ResNet of given widths and depths consists of. Networks are built from it, MACs and
-parameters are counted from it, so the three cannot disagree. Widths are numbers of output channels of the convolutions on the main path, stem first,
-in execution order; depths are numbers of blocks kept in each stage. Source of the shortcut rules: TAS (NeurIPS 2019) and its released code.
+The plan is the single place that knows which convolutions a ResNet of given widths and depths consists of. Networks
+are built from it, MACs and parameters are counted from it, so the three cannot disagree. Widths are numbers of output
+channels of the convolutions on the main path, stem first, in execution order; depths are numbers of blocks kept in
+each stage. Source of the shortcut rules: TAS (NeurIPS 2019) and its released code.
 """
 
 from __future__ import annotations
@@ -78,13 +79,13 @@ def find_skeleton(name: str) -> Skeleton:
 
 @dataclass(frozen=True)
 class Conv:
-    """One convolution without bias, and what surrounds it. Sizes are heights (= widths) in pixels."""
+    """One convolution without bias, and what surrounds it."""
 
     in_channels: int
     out_channels: int
     kernel_size: int
     stride: int
-    size: int  # of the output
+    size: tuple[int, int]  # height and width of the output in pixels
     norm: bool = True
     average_pool: bool = False  # 2x2 average pooling before the convolution
 
@@ -93,8 +94,13 @@ class Conv:
         return self.kernel_size // 2
 
     @property
+    def macs_per_channel_pair(self) -> int:
+        """MACs for one input and one output channel."""
+        return self.kernel_size**2 * self.size[0] * self.size[1]
+
+    @property
     def macs(self) -> int:
-        return self.kernel_size**2 * self.in_channels * self.out_channels * self.size**2
+        return self.macs_per_channel_pair * self.in_channels * self.out_channels
 
     @property
     def parameters(self) -> int:
@@ -135,14 +141,16 @@ class Architecture:
     Args:
         model: name of the unpruned network, one of `SKELETONS`.
         num_classes: outputs of the classifier.
-        widths: channels of every convolution on the main path, stem first. Either of the kept blocks only or of all blocks of
+        widths: channels of every convolution on the main path, stem first. Either of the kept blocks only or of all of
             the unpruned network (entries of pruned blocks are dropped). None: full widths.
         depths: blocks kept in each stage. None: all.
         in_channels: channels of the image.
-        image_size: height and width of the image in pixels; None: 32 (CIFAR networks) or 224 (ImageNet networks).
+        image_size: height and width of the image in pixels, or one number for both; None: 32 (CIFAR networks) or 224
+            (ImageNet networks).
 
     Raises:
-        UsageError: unknown model; wrong number of widths or depths; values below 1, depths above full, widths above twice full.
+        UsageError: unknown model; wrong number of widths or depths; values below 1, depths above full, widths above
+            twice full.
     """
 
     model: str
@@ -150,7 +158,7 @@ class Architecture:
     widths: tuple[int, ...] = None  # type: ignore[assignment]  # filled below
     depths: tuple[int, ...] = None  # type: ignore[assignment]
     in_channels: int = 3
-    image_size: int = None  # type: ignore[assignment]
+    image_size: tuple[int, int] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         skeleton = find_skeleton(self.model)
@@ -161,12 +169,17 @@ class Architecture:
         if len(widths) == len(skeleton.full_widths()):
             widths = keep_blocks(skeleton, widths, depths)
         _check_widths(self.model, widths, full)
-        image_size = skeleton.default_image_size if self.image_size is None else int(self.image_size)
-        for name, value in (("num_classes", self.num_classes), ("in_channels", self.in_channels), ("image_size", image_size)):
+        size: Any = skeleton.default_image_size if self.image_size is None else self.image_size
+        image_size = (size, size) if isinstance(size, int) else tuple(size)
+        for name, value in (
+            ("num_classes", self.num_classes),
+            ("in_channels", self.in_channels),
+            ("image_size", min(image_size)),
+        ):
             if value < 1:
                 raise UsageError(f"architecture of {self.model}: {name} must be at least 1, got {value}")
-        for name, value in (("widths", widths), ("depths", depths), ("image_size", image_size)):
-            object.__setattr__(self, name, value)
+        for name, normalised in (("widths", widths), ("depths", depths), ("image_size", image_size)):
+            object.__setattr__(self, name, normalised)
 
     @property
     def skeleton(self) -> Skeleton:
@@ -182,7 +195,7 @@ class Architecture:
         return _plan(self)
 
     def macs(self) -> int:
-        """Multiply-accumulates of one image: convolutions and the classifier with its bias, as the original code counts."""
+        """Multiply-accumulates of one image: convolutions and the classifier with its bias."""
         plan = self.plan()
         return sum(conv.macs for conv in plan.convs) + (plan.features + 1) * plan.num_classes
 
@@ -197,21 +210,25 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        """Return the architecture described by `values`. Raises `UserError` for anything but the result of `to_dict`."""
+        """Return the architecture that `to_dict` described. Raises `UserError` for anything else."""
         if not isinstance(values, dict):
             raise UserError(f"an architecture must be a JSON object, got {type(values).__name__}")
         values = dict(values)
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
-            raise UserError(f"architecture has format_version {version!r}; this version of tas_fast reads {FORMAT_VERSION}")
+            raise UserError(
+                f"architecture has format_version {version!r}; this version of tas_fast reads {FORMAT_VERSION}"
+            )
         known = {field.name for field in dataclasses.fields(cls)}
         if set(values) != known:
             missing, extra = sorted(known - set(values)), sorted(set(values) - known)
             raise UserError(f"architecture lacks {missing} and has unknown {extra}; expected {sorted(known)}")
-        for name in ("widths", "depths"):
+        for name in ("widths", "depths", "image_size"):
             if not isinstance(values[name], list | tuple) or not all(type(v) is int for v in values[name]):
                 raise UserError(f"architecture: {name} must be a list of integers, got {str(values[name])[:80]}")
-        for name in ("num_classes", "in_channels", "image_size"):
+        if len(values["image_size"]) != 2:
+            raise UserError(f"architecture: image_size must be [height, width], got {str(values['image_size'])[:80]}")
+        for name in ("num_classes", "in_channels"):
             if type(values[name]) is not int:
                 raise UserError(f"architecture: {name} must be an integer, got {values[name]!r}")
         return cls(**values)
@@ -222,7 +239,7 @@ class Architecture:
 
     @classmethod
     def from_json(cls, path: str | Path) -> Architecture:
-        """Return the architecture stored in `path`. Raises `UserError` when the file is absent or not an architecture."""
+        """Return the architecture stored in `path`. Raises `UserError` when there is none."""
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -246,12 +263,16 @@ def keep_blocks(skeleton: Skeleton, widths: tuple[int, ...], depths: tuple[int, 
 
 def _check_depths(model: str, depths: tuple[int, ...], blocks: tuple[int, ...]) -> None:
     if len(depths) != len(blocks) or not all(1 <= depth <= count for depth, count in zip(depths, blocks, strict=True)):
-        raise UsageError(f"{model}: depths must be {len(blocks)} numbers of blocks between 1 and {list(blocks)}, got {list(depths)}")
+        raise UsageError(
+            f"{model}: depths must be {len(blocks)} numbers of blocks between 1 and {list(blocks)}, got {list(depths)}"
+        )
 
 
 def _check_widths(model: str, widths: tuple[int, ...], full: tuple[int, ...]) -> None:
     if len(widths) != len(full):
-        raise UsageError(f"{model}: widths must have one entry for each of its {len(full)} convolutions, got {len(widths)}")
+        raise UsageError(
+            f"{model}: widths must have one entry for each of its {len(full)} convolutions, got {len(widths)}"
+        )
     # A published ResNet-50 has 70 channels where the unpruned one has 64, so a little more than full is accepted.
     wrong = [i for i, (width, limit) in enumerate(zip(widths, full, strict=True)) if not 1 <= width <= 2 * limit]
     if wrong:
@@ -284,7 +305,9 @@ def _plan(architecture: Architecture) -> Plan:
     return Plan(skeleton.family, stem, tuple(blocks), channels, architecture.num_classes)
 
 
-def _block_convs(bottleneck: bool, channels: int, outs: tuple[int, ...], stride: int, in_size: int, size: int) -> tuple[Conv, ...]:
+def _block_convs(
+    bottleneck: bool, channels: int, outs: tuple[int, ...], stride: int, in_size: tuple[int, int], size: tuple[int, int]
+) -> tuple[Conv, ...]:
     if not bottleneck:
         return (Conv(channels, outs[0], 3, stride, size), Conv(outs[0], outs[1], 3, 1, size))
     return (
@@ -295,12 +318,12 @@ def _block_convs(bottleneck: bool, channels: int, outs: tuple[int, ...], stride:
 
 
 def _shortcut_norm(architecture: Architecture, stage: int, index: int, stride: int) -> bool:
-    """Whether a projection carries a BatchNorm: never at stride 2 in CIFAR networks; at stride 1 a pruned bottleneck network has none either."""
+    """Whether a projection is normalised: not at stride 2 in CIFAR networks, nor in their pruned bottlenecks."""
     if architecture.skeleton.family == "imagenet":
         return True
     return stride == 1 and (not architecture.skeleton.bottleneck or architecture.has_full_widths)
 
 
-def _half(size: int) -> int:
-    """Output size of a 3x3 convolution with stride 2 and padding 1 (also 7x7 with padding 3, and of pooling that rounds up)."""
-    return (size + 1) // 2
+def _half(size: tuple[int, int]) -> tuple[int, int]:
+    """Output size of a convolution with stride 2 and half-kernel padding, and of 2x2 pooling that rounds up."""
+    return (size[0] + 1) // 2, (size[1] + 1) // 2

@@ -1,7 +1,8 @@
-"""The result of a run as two files without pickle: `model.safetensors` (weights) and `architecture.json` (what to build around them)."""
+"""The result of a run as two files without pickle: `model.safetensors`, and `architecture.json` to build around it."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import safetensors
@@ -17,17 +18,23 @@ from tas_fast.models import build
 WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
 
 
-def save(model: nn.Module, architecture: Architecture, folder: str | Path) -> None:
+def save(model: nn.Module, architecture: Architecture, folder: str | Path, weights: str = WEIGHTS) -> None:
     """Write both files, after what they contain was rebuilt and gave the same outputs as `model`, bit for bit.
 
+    Args:
+        model: the network that `architecture` describes, on any device.
+        architecture: goes to `architecture.json`.
+        folder: existing folder.
+        weights: name of the file of weights.
+
     Raises:
-        UserError: the rebuilt network differs, or the files cannot be written. No file has changed then, or only whole ones.
+        UserError: the rebuilt network differs (nothing is written then), or a file cannot be written (each is whole).
     """
     data = safetensors.torch.save(_state(model))
     rebuilt = _rebuild(architecture, safetensors.torch.load(data), "the network to be saved")
     compare(model, rebuilt, architecture)
     folder = Path(folder)
-    write_atomic(folder / WEIGHTS, data)
+    write_atomic(folder / weights, data)
     architecture.to_json(folder / ARCHITECTURE)
 
 
@@ -56,11 +63,22 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"cannot read weights {path}: {error}") from None
 
 
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Write the parameters and buffers of `model` to a safetensors file, atomically."""
+    write_atomic(path, safetensors.torch.save(_state(model)))
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Copy the tensors of a safetensors file into `model`. Raises `UserError` when they are not exactly its own."""
+    state = read_weights(path)
+    _check_fit(model, state, str(path))
+    model.load_state_dict(state)
+
+
 def compare(model: nn.Module, other: nn.Module, architecture: Architecture) -> None:
     """Raise `UserError` unless both networks give the same outputs on random images, naming the largest difference."""
     generator = torch.Generator().manual_seed(0)
-    size = architecture.image_size
-    images = torch.randn(4, architecture.in_channels, size, size, generator=generator)
+    images = torch.randn(4, architecture.in_channels, *architecture.image_size, generator=generator)
     outputs = [_outputs(network, images) for network in (model, other)]
     if not torch.equal(*outputs):
         worst = (outputs[0] - outputs[1]).abs().max().item()
@@ -69,11 +87,9 @@ def compare(model: nn.Module, other: nn.Module, architecture: Architecture) -> N
 
 @torch.no_grad()
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
-    parameter = next(model.parameters())
-    training = model.training
-    output = model.eval()(images.to(parameter.device)).float().cpu()
-    model.train(training)
-    return output
+    # Both networks run on the CPU in one memory layout, so equal weights give equal bits.
+    twin = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
+    return twin.eval()(images)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -83,14 +99,17 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 def _rebuild(architecture: Architecture, state: dict[str, Tensor], source: str) -> nn.Module:
     with torch.device("meta"):
         model = build(architecture.model, architecture.num_classes, architecture)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if expected != found:
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        name = wrong[0]
-        raise UserError(
-            f"{source} does not fit {architecture.model} in {len(wrong)} tensors, first {name}: "
-            f"needs {expected.get(name, 'none')}, has {found.get(name, 'none')}"
-        )
+    _check_fit(model, state, source)
     model.load_state_dict(state, assign=True)
     return model
+
+
+def _check_fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        needed, has = (shapes.get(wrong[0], "none") for shapes in (expected, found))
+        raise UserError(
+            f"{source} does not fit the network in {len(wrong)} tensors, first {wrong[0]}: needs {needed}, has {has}"
+        )

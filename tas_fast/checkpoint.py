@@ -1,6 +1,7 @@
-"""Checkpoints that survive being killed: written atomically, named by their checksum, read without executing pickled code.
+"""Checkpoints that survive being killed: written atomically, named by their checksum, read without running pickles.
 
-`checkpoints/00000042-<first 16 hex digits of SHA-256>.pt` is an ordinary `torch.save` file of tensors and plain values; the name tells whether its bytes are whole.
+`checkpoints/00000042-<first 16 hex digits of SHA-256>.pt` is an ordinary `torch.save` file of tensors and plain
+values; the name tells whether its bytes are whole.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class CheckpointStore:
         return path
 
     def load(self) -> dict[str, Any] | None:
-        """Return the newest whole checkpoint; damaged ones are reported and passed over. None when there is none at all.
+        """Return the newest whole checkpoint, None when there is none; damaged ones are reported and passed over.
 
         Raises:
             UserError: there are checkpoints but none is whole.
@@ -67,7 +68,7 @@ class CheckpointStore:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Return the state in one checkpoint. Raises `UserError` when its bytes are not those that were written, or of another version."""
+    """Return the state in one checkpoint. Raises `UserError` when the file is damaged or of another version."""
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -78,7 +79,9 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} is damaged: its checksum does not match its name")
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if state.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"checkpoint {path} has format_version {state.get('format_version')!r}; this version reads {FORMAT_VERSION}")
+        raise UserError(
+            f"checkpoint {path} has format_version {state.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+        )
     return state
 
 

@@ -1,4 +1,4 @@
-"""Command lines: flags generated from the config's fields, recipes, `--config`, `--set`; and how a program ends when something is wrong."""
+"""Command lines: flags generated from the config's fields, recipes, `--config`, `--set`; how programs end on errors."""
 
 from __future__ import annotations
 
@@ -29,16 +29,26 @@ class Parser(argparse.ArgumentParser):
         for word in unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             nearest = get_close_matches(word.split("=")[0], flags, n=2)
-            raise UsageError(f"unknown option {word}; " + (f"did you mean {' or '.join(nearest)}?" if nearest else "see --help"))
+            raise UsageError(
+                f"unknown option {word}; " + (f"did you mean {' or '.join(nearest)}?" if nearest else "see --help")
+            )
         return values
 
 
 def config_parser(prog: str, description: str) -> Parser:
-    """Return a parser with a flag for every config field that has one, and `--recipe`, `--config`, `--set`, `--resume`, `--json`."""
+    """Return a parser with the flags of all config fields, and the flags that choose and complete a config."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--recipe", metavar="NAME", help=f"published settings to start from: {', '.join(recipe_names())} (default: quick)")
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; flags win over it, it wins over the recipe")
-    parser.add_argument("--set", metavar="SECTION.FIELD=VALUE", action="append", default=[], help="any setting, e.g. method.tau_max=10")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help=f"published settings to start from: {', '.join(recipe_names())} (default: quick)",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file of settings; flags win over it, it wins over the recipe"
+    )
+    parser.add_argument(
+        "--set", metavar="SECTION.FIELD=VALUE", action="append", default=[], help="any setting, e.g. method.tau_max=10"
+    )
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder with its own settings")
     parser.add_argument("--json", action="store_true", help="print the report as the last line")
     for section in dataclasses.fields(Config):
@@ -55,7 +65,9 @@ def _add_flag(group: Any, section: str, item: dataclasses.Field[Any], kind: Any)
     text, destination = item.metadata["help"].replace("%", "%%"), f"{section}.{item.name}"
     default = "" if item.default is None or "default:" in text else f" (default: {item.default})"
     if kind is bool:
-        group.add_argument(*item.metadata["flags"], dest=destination, action=argparse.BooleanOptionalAction, help=text + default)
+        group.add_argument(
+            *item.metadata["flags"], dest=destination, action=argparse.BooleanOptionalAction, help=text + default
+        )
     else:
         name = "|".join(item.metadata["choices"]) if item.metadata["choices"] else item.name.upper()
         group.add_argument(*item.metadata["flags"], dest=destination, metavar=name, help=text + default)
@@ -65,7 +77,8 @@ def read_config(arguments: Any) -> Config:
     """Return the settings that recipe, config file, `--set` and flags add up to; the later win."""
     config = Config()
     if arguments.recipe:
-        config = config.updated(_load_yaml(_recipe_text(arguments.recipe), f"recipe {arguments.recipe}"), f"recipe {arguments.recipe}")
+        source = f"recipe {arguments.recipe}"
+        config = config.updated(_load_yaml(_recipe_text(arguments.recipe), source), source)
     if arguments.config:
         try:
             text = Path(arguments.config).read_text(encoding="utf-8")
@@ -81,9 +94,10 @@ def read_config(arguments: Any) -> Config:
     return config.updated(_given(arguments), "command line")
 
 
-def given_flags(arguments: Any) -> list[str]:
-    """Return the settings that the command line names, as section.field."""
-    return [f"{section}.{key}" for section, entries in _given(arguments).items() for key in entries]
+def given_settings(arguments: Any) -> list[str]:
+    """Return what the command line sets: fields as section.field, and the flags that bring settings along."""
+    fields = [f"{section}.{key}" for section, entries in _given(arguments).items() for key in entries]
+    return fields + [f"--{name}" for name in ("recipe", "config", "set") if getattr(arguments, name)]
 
 
 def _given(arguments: Any) -> dict[str, dict[str, Any]]:
@@ -97,7 +111,11 @@ def _given(arguments: Any) -> dict[str, dict[str, Any]]:
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes in the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in resources.files("tas_fast.recipes").iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in resources.files("tas_fast.recipes").iterdir()
+        if entry.name.endswith(".yaml")
+    )
 
 
 def _recipe_text(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a run is asked to do: frozen dataclasses, one per noun. The comment behind a field is its help text; a recipe is a YAML file of their fields.
+"""What a run is asked to do: frozen dataclasses, one per noun, whose fields carry their help; recipes are YAML of them.
 
 Defaults here are the `quick` recipe's: a few minutes on two CPU cores with the embedded digits.
 """
@@ -32,11 +32,12 @@ class DataConfig:
     workers: int = option(2, "decoding processes", "-j", "--workers")
     crop_padding: int | None = option(None, "pixels of padding before the random crop; default: the data set's")
     flip: bool | None = option(None, "random horizontal flip; default: the data set's")
-    cutout: int = option(0, "side of the square that cutout erases in pixels; 0: off")
+    cutout: int | None = option(None, "side of the square that cutout erases in pixels; default: the data set's (off)")
+    limit: int | None = option(None, "use at most so many images, classes evenly", "--limit")
 
     def __post_init__(self) -> None:
         _positive(self, "batch_size")
-        _at_least(self, 0, "workers", "cutout")
+        _at_least(self, 0, "workers")
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,12 @@ class ModelConfig:
 class TasConfig:
     """The architecture search (TAS)."""
 
-    search: str = option("shape", "shape (widths and depths), width or depth", "--search", choices=("shape", "width", "depth"))
-    target_macs: str = option("0.5", "MACs to reach: a fraction of the unpruned network's (0.5), or an amount (40M, 1.2G)", "--target-macs")
+    search: str = option(
+        "shape", "shape (widths and depths), width or depth", "--search", choices=("shape", "width", "depth")
+    )
+    target_macs: str = option(
+        "0.5", "MACs to reach: a fraction of the unpruned network's (0.5), or an amount (40M, 1.2G)", "--target-macs"
+    )
     epochs: int = option(40, "epochs of the search", "--epochs")
     num_fragments: int = option(2, "widths sampled per convolution (K, |I| in the paper)", "-k", "--num-fragments")
     lr: float = option(0.1, "learning rate of the weights (SGD, cosine)")
@@ -69,7 +74,9 @@ class TasConfig:
     tau_schedule: str = option("linear", "linear (paper) or cosine (released code)", choices=("linear", "cosine"))
     gumbel: bool = option(True, "Gumbel noise in the sampling; off: the ablation without it")
     macs_weight: float = option(2.0, "weight of the cost term (lambda_cost)")
-    macs_loss: str = option("paper", "paper: tolerance on both sides; released: only below the target", choices=("paper", "released"))
+    macs_loss: str = option(
+        "paper", "paper: tolerance on both sides; released: only below the target", choices=("paper", "released")
+    )
     tolerance: float = option(0.05, "t: of the target (paper) or of the unpruned network (released)")
     discrete_cost: str = option(
         "exact", "exact, or original: the released estimator, wrong after depth pruning", choices=("exact", "original")
@@ -79,14 +86,27 @@ class TasConfig:
         "argmax (paper), or target: the most probable architecture within the tolerance of the target",
         choices=("argmax", "target"),
     )
-    relu_after_addition: bool = option(True, "ReLU after the residual addition; the paper's own results were searched without it")
+    relu_after_addition: bool = option(
+        True, "ReLU after the residual addition; the paper's own results were searched without it"
+    )
     unsampled_norms: str = option(
-        "update", "BatchNorm rows not sampled in a step: update (decay and momentum act, as in 2019) or skip", choices=("update", "skip")
+        "update",
+        "BatchNorm rows not sampled in a step: update (decay and momentum act, as in 2019) or skip",
+        choices=("update", "skip"),
     )
 
     def __post_init__(self) -> None:
         _positive(self, "epochs", "num_fragments", "lr", "arch_lr", "tau_max", "tau_min")
-        _at_least(self, 0, "warmup_epochs", "arch_warmup_epochs", "macs_weight", "tolerance", "weight_decay", "arch_weight_decay")
+        _at_least(
+            self,
+            0,
+            "warmup_epochs",
+            "arch_warmup_epochs",
+            "macs_weight",
+            "tolerance",
+            "weight_decay",
+            "arch_weight_decay",
+        )
         parse_target(self.target_macs)
 
 
@@ -102,7 +122,9 @@ class TrainConfig:
     warmup_epochs: int = option(0, "epochs of linear warm-up")
     label_smoothing: float = option(0.0, "label smoothing of the cross-entropy", "--label-smoothing")
     mixup_alpha: float = option(0.0, "mixup (torchvision); 0: off", "--mixup-alpha")
-    ema_decay: float = option(0.0, "exponential moving average of the weights, which is then evaluated and saved; 0: off", "--ema-decay")
+    ema_decay: float = option(
+        0.0, "exponential moving average of the weights, which is then evaluated and saved; 0: off", "--ema-decay"
+    )
     clip_grad: float | None = option(None, "largest gradient norm; default: no clipping")
 
     def __post_init__(self) -> None:
@@ -134,13 +156,22 @@ class RunConfig:
     """Device, precision, and where results go."""
 
     output: str = option("runs", "folder of all runs", "--output")
-    experiment: str | None = option(None, "name of this run's folder; default: date, model and data set", "--experiment")
+    experiment: str | None = option(
+        None, "name of this run's folder; default: date, model and data set", "--experiment"
+    )
     seed: int = option(0, "seed of everything random", "--seed")
     device: str = option("auto", "auto, cpu, cuda or cuda:N", "--device")
     amp: bool = option(False, "automatic mixed precision", "--amp")
-    amp_dtype: str = option("auto", "auto, bfloat16 or float16 (float16 only on CUDA)", "--amp-dtype", choices=("auto", "bfloat16", "float16"))
+    amp_dtype: str = option(
+        "auto",
+        "auto, bfloat16 or float16 (float16 only on CUDA)",
+        "--amp-dtype",
+        choices=("auto", "bfloat16", "float16"),
+    )
     channels_last: bool = option(True, "channels_last memory format", "--channels-last")
-    torchcompile: bool = option(False, "compile the teacher and the derived network with torch.compile", "--torchcompile")
+    torchcompile: bool = option(
+        False, "compile the teacher and the derived network with torch.compile", "--torchcompile"
+    )
     max_steps: int | None = option(None, "end every epoch after this many steps", "--max-steps")
     checkpoint_seconds: float = option(10.0, "seconds between checkpoints; 0: after every step", "--checkpoint-seconds")
     checkpoint_history: int = option(3, "checkpoints kept", "--checkpoint-hist")
@@ -193,7 +224,7 @@ def _replaced(section: Any, name: str, entries: dict[str, Any], source: str) -> 
 
 
 def converted(value: Any, kind: Any, name: str) -> Any:
-    """Return `value`, possibly text, as the type `kind` of a field. Raises `UsageError` with `name` where that is impossible."""
+    """Return `value`, possibly text, as the type `kind` of a field. Raises `UsageError` with `name` otherwise."""
     if isinstance(kind, types.UnionType):
         if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
             return None
@@ -205,7 +236,7 @@ def converted(value: Any, kind: Any, name: str) -> Any:
             if not isinstance(value, bool):
                 raise ValueError
             return value
-        if isinstance(value, bool) or isinstance(value, dict | list) or value is None:
+        if value is None or isinstance(value, bool | dict | list):
             raise ValueError
         if kind is int and isinstance(value, float):
             if not value.is_integer():
@@ -218,7 +249,7 @@ def converted(value: Any, kind: Any, name: str) -> Any:
 
 
 def parse_target(text: str) -> tuple[float | None, int | None]:
-    """Return (ratio, None) for a fraction such as "0.5" and (None, MACs) for an amount such as "40M". Raises `UsageError` otherwise."""
+    """Return (ratio, None) for "0.5" and (None, MACs) for "40M". Raises `UsageError` for anything else."""
     units = {"K": 10**3, "M": 10**6, "G": 10**9}
     amount, unit = (text[:-1], units[text[-1].upper()]) if text and text[-1].upper() in units else (text, 0)
     try:

@@ -12,10 +12,11 @@ from tas_fast.errors import UsageError
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> int:
-    """Return the multiply-accumulates of one forward pass; papers call them FLOPs, PyTorch's counter counts two FLOPs for each.
+    """Return the multiply-accumulates of one forward pass; papers call them FLOPs, PyTorch counts two FLOPs for each.
 
-    Convolutions and linear layers count, the bias of a linear layer as one more input (the convention of the released TAS code); norms,
-    activations, pooling and additions do not. The model runs on the meta device: nothing is computed, parameters are untouched.
+    Convolutions and linear layers count, the bias of a linear layer as one more input (the convention of the released
+    TAS code); norms, activations, pooling and additions do not. The model runs on the meta device: nothing is
+    computed, parameters are untouched.
 
     Args:
         model: any module with one tensor argument.

@@ -1,4 +1,4 @@
-"""Learning from the unpruned network: a criterion that asks the teacher (equation 10 of the TAS paper in the released code's form)."""
+"""Learning from the unpruned network: a criterion that asks the teacher (TAS, equation 10 as the code released it)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CrossEntropy:
 
 
 class Distillation:
-    """(1 - alpha) x cross-entropy + alpha x T^2 x KL(teacher || student) at temperature T; the teacher sees the same images.
+    """(1 - alpha) x cross-entropy + alpha x T^2 x KL(teacher || student) at temperature T, on the same images.
 
     Args:
         teacher: the unpruned network; it is put into evaluation mode and never changes.

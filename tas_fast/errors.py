@@ -1,6 +1,7 @@
 """Errors whose text is written for the person at the keyboard.
 
-A program prints them as one line and exits with `exit_code`; everything else that escapes is a bug and keeps its traceback.
+A program prints them as one line and exits with `exit_code`; everything else that escapes is a bug and keeps its
+traceback.
 """
 
 

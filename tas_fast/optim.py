@@ -9,17 +9,22 @@ import torch
 from torch import nn
 
 
-def sgd(parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> torch.optim.SGD:
-    """Return SGD over all parameters, norms and biases included, as the TAS recipes decay them; fused where torch offers it."""
+def sgd(
+    parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, nesterov: bool, weight_decay: float
+) -> torch.optim.SGD:
+    """Return torch's fused SGD over all parameters; norms and biases decay too, as in the TAS recipes."""
     nesterov = nesterov and momentum > 0
     parameters = list(parameters)
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True)
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
+    )
 
 
 def cosine_lr(position: float, *, base: float, epochs: int, warmup_epochs: int = 0) -> float:
-    """Return the learning rate at `position` (epochs, fractional): linear warm-up, then cosine to 0, constant within an epoch.
+    """Return the learning rate at `position` in epochs: linear warm-up, then cosine to 0, constant within an epoch.
 
-    `epochs` counts the warm-up; the cosine spans the rest. The released code ends instead with as many epochs at rate 0 as it warmed up.
+    `epochs` counts the warm-up; the cosine spans the rest. The released code ends with as many epochs at rate 0 as it
+    warmed up instead.
     """
     if position < warmup_epochs:
         return base * position / warmup_epochs

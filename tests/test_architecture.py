@@ -50,15 +50,14 @@ def test_built_network_is_counted_like_its_architecture(name):
     architecture = published(name)
     with torch.device("meta"):
         model = build(architecture.model, architecture.num_classes, architecture)
-    size = architecture.image_size
-    assert count_macs(model, (3, size, size)) == architecture.macs()
+    assert count_macs(model, (3, *architecture.image_size)) == architecture.macs()
     assert count_parameters(model) == architecture.parameters()
 
 
-@pytest.mark.parametrize("size", [8, 9, 33])
+@pytest.mark.parametrize("size", [8, 9, 33, (9, 16), (32, 7)])
 def test_odd_image_sizes_are_counted_exactly(size):
     architecture = Architecture("resnet20", 7, in_channels=1, image_size=size)
-    assert count_macs(build("resnet20", 7, architecture), (1, size, size)) == architecture.macs()
+    assert count_macs(build("resnet20", 7, architecture), (1, *architecture.image_size)) == architecture.macs()
 
 
 @pytest.mark.parametrize("name", SKELETONS)

@@ -1,4 +1,6 @@
-"""TAS's cost model: recorded numbers of the original code, and exact agreement with the architecture that is derived."""
+"""TAS's cost model: recorded numbers of the original code, and exact agreement with the architecture that is
+derived.
+"""
 
 import json
 from pathlib import Path
@@ -11,7 +13,8 @@ from tas_fast.methods.tas import CostTable, SearchSpace, macs_loss, temperature,
 from tas_fast.methods.tas.search_space import depth_candidates
 
 PUBLISHED = json.loads((Path(__file__).parent / "published_architectures.json").read_text())
-# model, classes -> expected MACs at uniform probabilities; discrete of narrow/wide x shallow/deep (1e6), from the original estimators
+# model, classes -> expected MACs at uniform probabilities; discrete of narrow/wide x shallow/deep (1e6), from the
+# original estimators
 RECORDED = {
     ("resnet20", 10): (10.832545, 1.001854, 3.169918, 12.501632, 40.813184),
     ("resnet32", 10): (16.548912, 1.001854, 5.337982, 12.501632, 69.124736),
@@ -38,8 +41,15 @@ def test_estimators_give_the_recorded_costs(model, classes):
 
 
 def _representable(name):
-    """Whether the released estimate can be reproduced: all widths and depths are candidates and the file was not edited by hand."""
-    return name not in {"NeurIPS-2019/C100-ResNet32", "NeurIPS-2019/ImageNet-ResNet50V1", "compares/CIFAR100-FIX-R32", "temps/T-ResNet18"}
+    """Whether the released estimate can be reproduced: all widths and depths are candidates and the file was not
+    edited by hand.
+    """
+    return name not in {
+        "NeurIPS-2019/C100-ResNet32",
+        "NeurIPS-2019/ImageNet-ResNet50V1",
+        "compares/CIFAR100-FIX-R32",
+        "temps/T-ResNet18",
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if _representable(name)])

@@ -16,7 +16,9 @@ def recorded(search):
     """The recorded supernet, its inputs and the choice the original made."""
     numbers = {name: torch.from_numpy(value) for name, value in load_golden(f"supernet_{search}_resnet20.npz").items()}
     supernet = Supernet("resnet20", 10, search)
-    load_search_state(supernet, {name.removeprefix("state."): v for name, v in numbers.items() if name.startswith("state.")})
+    load_search_state(
+        supernet, {name.removeprefix("state."): v for name, v in numbers.items() if name.startswith("state.")}
+    )
     choice = supernet.sample(1.0, width_index=numbers.get("width_index"), gumbel=False)
     return supernet, numbers, choice
 
@@ -39,15 +41,19 @@ def test_recorded_logits_and_costs(search):
 @pytest.mark.parametrize("search", SEARCHES)
 def test_recorded_gradients(search):
     supernet, numbers, choice = recorded(search)
-    loss = F.cross_entropy(supernet(numbers["x"], choice), numbers["target"]) + 2 * (supernet.expected_macs() / 1e6).log()
+    loss = (
+        F.cross_entropy(supernet(numbers["x"], choice), numbers["target"]) + 2 * (supernet.expected_macs() / 1e6).log()
+    )
     loss.backward()
-    # The reader of checkpoints knows both spellings, so it serves to compare gradients: load them as if they were weights.
+    # The reader of checkpoints knows both spellings, so it serves to compare gradients: load them as if they were
+    # weights.
     gradients = {name.removeprefix("grad."): v for name, v in numbers.items() if name.startswith("grad.")}
     ours = dict(supernet.named_parameters())
     for name, place, row in _places(supernet, gradients):
         grad = ours[place].grad
         grad = grad if row is None else grad[row, : gradients[name].numel()]
-        # Biases in front of a norm have no gradient but rounding noise, so differences count against the largest gradient too.
+        # Biases in front of a norm have no gradient but rounding noise, so differences count against the largest
+        # gradient too.
         assert (grad - gradients[name]).norm() <= 1e-3 * gradients[name].norm() + 1e-6, name
     norms = {name.removeprefix("gradnorm."): v for name, v in numbers.items() if name.startswith("gradnorm.")}
     for name, place, row in _places(supernet, norms):
@@ -113,7 +119,9 @@ def test_without_temperature_weights_are_the_plain_softmax():
 
 
 def test_one_full_width_and_certain_depths_compute_the_unpruned_network():
-    """K = 1 at full width with all blocks is a plain network; its derived twin with the same weights gives the same outputs."""
+    """K = 1 at full width with all blocks is a plain network; its derived twin with the same weights gives the same
+    outputs.
+    """
     torch.manual_seed(0)
     supernet = Supernet("resnet18", 10, "width", image_size=32).eval()
     twin = _twin(supernet)
@@ -131,7 +139,9 @@ def _twin(supernet):
     units = [(supernet.stem, model.conv1, model.bn1)]
     blocks = [block for stage in model.stages for block in getattr(model, stage)]
     for ours, theirs in zip(supernet.blocks, blocks, strict=True):
-        units += [(conv, getattr(theirs, f"conv{i}"), getattr(theirs, f"bn{i}")) for i, conv in enumerate(ours.convs, 1)]
+        units += [
+            (conv, getattr(theirs, f"conv{i}"), getattr(theirs, f"bn{i}")) for i, conv in enumerate(ours.convs, 1)
+        ]
         if ours.shortcut is not None:
             units.append((ours.shortcut, theirs.downsample[1], theirs.downsample[2]))
     for unit, conv, norm in units:
@@ -180,12 +190,17 @@ def test_argmax_architecture_costs_what_the_table_says():
         (lambda state: state.pop("classifier.weight"), "lacks 1 tensors of this supernet, first classifier.weight"),
         (lambda state: state.update({"layers.30.conv_a.conv.weight": torch.zeros(1)}), "only 9 blocks"),
         (lambda state: state.update({"cells.0.weight": torch.zeros(1)}), "no tensor of the original's"),
-        (lambda state: state.update({"classifier.bias": torch.zeros(11)}), r"shape \(11,\); this supernet needs \(10,\)"),
+        (
+            lambda state: state.update({"classifier.bias": torch.zeros(11)}),
+            r"shape \(11,\); this supernet needs \(10,\)",
+        ),
     ],
 )
 def test_search_states_of_other_networks_are_refused(change, words):
     numbers = load_golden("supernet_shape_resnet20.npz")
-    state = {name.removeprefix("state."): torch.from_numpy(v) for name, v in numbers.items() if name.startswith("state.")}
+    state = {
+        name.removeprefix("state."): torch.from_numpy(v) for name, v in numbers.items() if name.startswith("state.")
+    }
     change(state)
     with pytest.raises(UserError, match=words):
         load_search_state(Supernet("resnet20", 10), state)

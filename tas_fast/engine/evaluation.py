@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from tas_fast.engine.precision import Precision
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], precision: Precision) -> float:
+def accuracy(model: nn.Module, loader: Iterable[Sequence[Tensor]], precision: Precision) -> float:
     """Return the top-1 accuracy in percent over one pass of `loader`; the model runs in evaluation mode."""
     training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""The training loop of the library. It trains teachers, supernets and derived networks alike; a `Method` says what is special."""
+"""The training loop of the library: teachers, supernets and derived networks alike; a `Method` says what is special."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Phase:
 
     name: str
     model: nn.Module
-    method: Method
+    method: Method[Any]
     loader: Any
     optimizer: torch.optim.Optimizer
     learning_rate: Callable[[float], float]
@@ -77,7 +77,8 @@ def train(phase: Phase, session: Session) -> dict[str, Any]:
     """Train `phase` to its end, from the session's checkpoint if that was written in this phase.
 
     Returns:
-        {"seconds": training time, "step_ms": median time of one step, "images_per_second"}, the last two over the steps of this process.
+        {"seconds": training time, "step_ms": median time of one step, "images_per_second"}; the last two are of this
+            process's steps, None where it had none to do.
 
     Raises:
         UserError: the loss became infinite or not a number.
@@ -86,7 +87,7 @@ def train(phase: Phase, session: Session) -> dict[str, Any]:
     phase.method.prepare(phase.model, phase.optimizer)
     progress = _restore(phase, session) or Progress()
     started, earlier, images = time.perf_counter(), progress.seconds, 0
-    with tqdm(total=phase.epochs * phase.steps, initial=progress.epoch * phase.steps + progress.step, **_bar(phase)) as bar:
+    with _bar(phase, progress) as bar:
         while progress.epoch < phase.epochs:
             phase.method.before_epoch(progress.epoch, phase.epochs)
             for batch in _batches(phase, progress):
@@ -100,7 +101,7 @@ def train(phase: Phase, session: Session) -> dict[str, Any]:
                     session.after_step(phase.name, lambda: _state(phase, progress))
             row = _end_epoch(phase, progress)
             row["images_per_second"] = round(images / (time.perf_counter() - started), 1)
-            session.metrics.write(row)
+            session.metrics.append(row)
             bar.set_postfix_str(_brief(row))
             if bar.disable and (progress.epoch == phase.epochs or progress.epoch % max(phase.epochs // 5, 1) == 0):
                 print(f"{phase.name} {progress.epoch}/{phase.epochs}  {_brief(row)}", flush=True)
@@ -127,7 +128,8 @@ def _step(phase: Phase, progress: Progress, batch: Batch) -> None:
     if phase.average is not None:
         phase.average.update_parameters(phase.model)
     values = {"loss": loss.detach() * len(classes), "correct": (logits.detach().argmax(1) == classes).sum()}
-    values |= {name: value.detach() * len(classes) for name, value in phase.method.after_step(phase.model, batch, phase.precision).items()}
+    more = phase.method.after_step(phase.model, batch, phase.precision)
+    values |= {name: value.detach() * len(classes) for name, value in more.items()}
     for name, value in values.items():
         total = progress.sums.get(name)
         progress.sums[name] = value.double() if total is None else total + value
@@ -148,11 +150,11 @@ def _batches(phase: Phase, progress: Progress) -> Iterator[Batch]:
 
 
 def _check_finite(phase: Phase, progress: Progress) -> None:
-    total = progress.sums["loss"].item()
+    total, rate = progress.sums["loss"].item(), phase.optimizer.param_groups[0]["lr"]
     if not math.isfinite(total):
         raise UserError(
-            f"the loss became {total} in {phase.name}, epoch {progress.epoch + 1}, by step {progress.step}; lower the learning rate "
-            f"({phase.optimizer.param_groups[0]['lr']:.3g} at that step), clip gradients, or resume from the last checkpoint"
+            f"the loss became {total} in {phase.name}, epoch {progress.epoch + 1}, by step {progress.step}; "
+            f"lower the learning rate (it was {rate:.3g}) or clip gradients"
         )
 
 
@@ -203,8 +205,11 @@ def _restore(phase: Phase, session: Session) -> Progress | None:
     return progress
 
 
-def _bar(phase: Phase) -> dict[str, Any]:
-    return {"desc": phase.name, "unit": "step", "dynamic_ncols": True, "disable": None, "mininterval": 0.5}
+def _bar(phase: Phase, progress: Progress) -> Any:
+    done, total = progress.epoch * phase.steps + progress.step, phase.epochs * phase.steps
+    return tqdm(
+        desc=phase.name, unit="step", initial=done, total=total, dynamic_ncols=True, disable=None, mininterval=0.5
+    )
 
 
 def _brief(row: dict[str, Any]) -> str:

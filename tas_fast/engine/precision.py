@@ -16,7 +16,7 @@ class Precision:
     Args:
         device: where the network runs.
         amp: autocast at all.
-        dtype: "auto" (bfloat16 where the hardware computes it, else float16; on the CPU bfloat16), "bfloat16" or "float16".
+        dtype: "bfloat16", "float16", or "auto": bfloat16 where the hardware computes it and on the CPU, else float16.
 
     Raises:
         UsageError: float16 on the CPU, bfloat16 on a GPU without it.
@@ -59,5 +59,7 @@ def _amp_dtype(device: torch.device, name: str) -> torch.dtype:
         return torch.bfloat16
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "bfloat16" and not native:
-        raise UsageError(f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; use amp_dtype float16 or auto")
+        raise UsageError(
+            f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; use amp_dtype float16 or auto"
+        )
     return torch.bfloat16 if name == "bfloat16" or (name == "auto" and native) else torch.float16

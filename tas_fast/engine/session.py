@@ -19,7 +19,7 @@ class Session:
 
     Args:
         folder: the run's folder.
-        metrics: opens the metrics log at a byte offset (None: at the beginning); the log has `write(row)`, `position()`, `close()`.
+        metrics: opens the metrics log at a byte offset; the log has `append(row)`, `position()`, `close()`.
         interruption: an active `Interruption`.
         seconds: time between checkpoints; 0: after every step.
         keep: checkpoints kept.
@@ -32,7 +32,7 @@ class Session:
     def __init__(
         self,
         folder: Path,
-        metrics: Callable[[int | None], Any],
+        metrics: Callable[[int], Any],
         interruption: Interruption,
         *,
         seconds: float = 10.0,
@@ -48,14 +48,14 @@ class Session:
         self._pending = self.checkpoints.load() if resume else None
         if self._pending:
             self.results = self._pending["results"]
-        self.metrics = metrics(self._pending["metrics_position"] if self._pending else (0 if resume else None))
+        self.metrics = metrics(self._pending["metrics_position"] if self._pending else 0)
 
     def finished(self, phase: str) -> bool:
         """Return whether `phase` ended before the checkpoint this run resumed from."""
         return phase in self.results
 
     def restore(self, phase: str) -> dict[str, Any] | None:
-        """Return the checkpoint to continue `phase` from, once, with torch's generators set back; None: begin at the beginning."""
+        """Return the checkpoint to continue `phase` from, torch's generators set back; None: from the beginning."""
         if self._pending is None or self._pending["phase"] != phase:
             return None
         state, self._pending = self._pending, None
@@ -80,5 +80,7 @@ class Session:
     def save(self, phase: str, state: dict[str, Any]) -> None:
         """Write a checkpoint of `phase`."""
         position = self.metrics.position()
-        self.checkpoints.save({"phase": phase, "results": self.results, "metrics_position": position, "rng": rng_state(), **state})
+        self.checkpoints.save(
+            {"phase": phase, "results": self.results, "metrics_position": position, "rng": rng_state(), **state}
+        )
         self._saved_at = time.monotonic()

@@ -17,16 +17,21 @@ def names() -> tuple[str, ...]:
 
 
 def build(
-    name: str, num_classes: int, architecture: Architecture | None = None, *, in_channels: int = 3, image_size: int | None = None
+    name: str,
+    num_classes: int,
+    architecture: Architecture | None = None,
+    *,
+    in_channels: int = 3,
+    image_size: int | tuple[int, int] | None = None,
 ) -> nn.Module:
     """Return a freshly initialised network: the unpruned `name`, or the smaller one that `architecture` describes.
 
     Args:
         name: one of `names()`.
         num_classes: outputs of the classifier.
-        architecture: widths and depths; must belong to `name` and `num_classes`. Its image format wins over the next two.
+        architecture: widths and depths; must belong to `name` and `num_classes`. Its image format wins over the rest.
         in_channels: channels of the images.
-        image_size: height and width in pixels, for the count of MACs only; the network itself takes any size.
+        image_size: height and width in pixels (or one number), for the count of MACs; the network takes any size.
 
     Raises:
         UsageError: unknown name, or an architecture of another model or number of classes.

@@ -1,8 +1,9 @@
-"""Residual networks of any widths and depths: the CIFAR family (3x3 stem) and the ImageNet family (7x7 stem, max-pooling).
+"""Residual networks of any widths and depths, of the CIFAR family (3x3 stem) and the ImageNet family (7x7, pooling).
 
-Modules carry torchvision's names (`conv1`, `bn1`, `layer1.0.conv2`, `fc`); a projection is timm's `downsample` = pooling, convolution, norm.
-Shortcuts and initialisation follow the released TAS code: 2x2 average pooling before a projection with stride 2, Kaiming normal (fan out)
-convolutions, N(0, 0.01) classifier; ImageNet networks start each residual branch at zero.
+Modules carry torchvision's names (`conv1`, `bn1`, `layer1.0.conv2`, `fc`); a projection is timm's `downsample` =
+pooling, convolution, norm. Shortcuts and initialisation follow the released TAS code: 2x2 average pooling before a
+projection with stride 2, Kaiming normal (fan out) convolutions, N(0, 0.01) classifier; ImageNet networks start each
+residual branch at zero.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class ResNet(nn.Module):
 
 
 def initialise(model: nn.Module, zero_residual: bool = False) -> None:
-    """Draw fresh weights as the released TAS code does (`zero_residual`: last BatchNorm of every branch starts at 0)."""
+    """Draw fresh weights as the released TAS code; `zero_residual`: the last BatchNorm of every branch starts at 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -108,7 +108,8 @@ class FragmentConv2d(FragmentBatchNorm2d):
         in_channels, out_channels: full widths.
         kernel_size, stride, padding: of the convolution, square.
         choices, relu: as in `FragmentBatchNorm2d`.
-        average_pool: average 2x2 windows of the input first (the shortcut that halves the resolution).
+        average_pool: average 2x2 windows of the input first, at odd borders smaller ones (the shortcut that halves the
+            resolution).
 
     Example:
         >>> unit = FragmentConv2d(8, 16, 3, padding=1, choices=(4, 9, 16), relu=True)
@@ -155,7 +156,8 @@ class FragmentConv2d(FragmentBatchNorm2d):
         if out_channels is None:
             out_channels = int(self.choices[index].max())
         if self.average_pool:
-            x = F.avg_pool2d(x, 2)
+            # Rounding up keeps odd sizes equal to those of a strided convolution; even sizes are unaffected.
+            x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
         y = active_conv2d(x, self.conv_weight, out_channels, self.stride, self.padding)
         return super().forward(y, index, prob, residual, out_channels=out_channels)
 

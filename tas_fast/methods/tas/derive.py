@@ -1,7 +1,7 @@
 """From probabilities to an architecture of wanted cost.
 
-The argmax architecture follows the paper; its cost depends on where the search happened to stop. `within_target` moves as few and as
-improbable choices as possible until the cost lies in the wanted band.
+The argmax architecture follows the paper; its cost depends on where the search happened to stop. `within_target` moves
+as few and as improbable choices as possible until the cost lies in the wanted band.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from tas_fast.methods.tas.supernet import Supernet
 def within_target(supernet: Supernet, lower: float, upper: float) -> Architecture:
     """Return the argmax architecture, changed greedily until its MACs lie in [lower, upper].
 
-    Each move changes one width or one depth: a move that lands in the band with the least loss of log-probability, else the one that
-    loses the least per MAC towards the band without leaping over it. Where no move is left the nearest architecture is returned.
+    Each move changes one width or one depth: a move that lands in the band with the least loss of log-probability,
+    else the one that loses the least per MAC towards the band without leaping over it. Where no move is left the
+    nearest architecture is returned.
     """
     space = supernet.space
     sizes = [*map(len, space.widths), *map(len, space.depths)]
     log_probs = _log_probs(supernet, sizes)
     index = log_probs.argmax(1)
-    moves = torch.tensor([(row, candidate) for row, size in enumerate(sizes) for candidate in range(size)], device=index.device)
+    moves = torch.tensor(
+        [(row, candidate) for row, size in enumerate(sizes) for candidate in range(size)], device=index.device
+    )
     cost = _costs(supernet, index[None])[0]
     while not lower <= cost <= upper:
         trials = index.repeat(len(moves), 1)

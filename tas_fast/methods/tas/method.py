@@ -35,7 +35,7 @@ class Target:
         return cls(macs, macs - config.tolerance * unpruned, macs)
 
 
-class TAS(Method):
+class TAS(Method[Supernet]):
     """The search. A batch holds images and classes for the weights, then images and classes for the architecture.
 
     Args:
@@ -57,7 +57,7 @@ class TAS(Method):
             self.logits, lr=config.arch_lr, betas=(config.arch_beta1, 0.999), weight_decay=config.arch_weight_decay
         )
 
-    def prepare(self, model: Supernet, optimizer: torch.optim.Optimizer) -> None:  # type: ignore[override]
+    def prepare(self, model: Supernet, optimizer: torch.optim.Optimizer) -> None:
         if self.config.unsampled_norms == "skip":
             skip_unsampled(model, optimizer, lambda: self.last_choice)
 
@@ -65,15 +65,15 @@ class TAS(Method):
         config, self.epoch = self.config, epoch
         self.tau = temperature(epoch, epochs, start=config.tau_max, end=config.tau_min, schedule=config.tau_schedule)
 
-    def loss(self, model: Supernet, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def loss(self, model: Supernet, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         images, classes = batch[:2]
         with torch.no_grad():  # the weights' step has no use for gradients of the logits
             self.last_choice = self._sample(model)
         logits = model(images, self.last_choice)
         return F.cross_entropy(logits.float(), classes), logits, classes
 
-    def after_step(self, model: Supernet, batch: Batch, precision: Precision) -> dict[str, Tensor]:  # type: ignore[override]
-        """The architecture's step (equation 7): gradients of the logits alone; norms run on batch statistics and update them."""
+    def after_step(self, model: Supernet, batch: Batch, precision: Precision) -> dict[str, Tensor]:
+        """The architecture's step (equation 7): gradients of the logits alone; norms use and track batch statistics."""
         images, classes = batch[2:4]
         with precision.autocast():
             logits = model(images, self._sample(model))
@@ -86,7 +86,7 @@ class TAS(Method):
             self.optimizer.step()
         return {"arch_loss": loss, "accuracy": accuracy}
 
-    def after_epoch(self, model: Supernet) -> dict[str, Any]:  # type: ignore[override]
+    def after_epoch(self, model: Supernet) -> dict[str, Any]:
         space = model.space
         with torch.no_grad():
             widths, depths, expected = model.width_probs(), model.depth_probs(), model.expected_macs()
@@ -101,8 +101,8 @@ class TAS(Method):
             "depth_choices": [list(row) for row in space.depths],
         }
 
-    def result(self, model: Supernet) -> Architecture:  # type: ignore[override]
-        """Return the architecture of the largest probabilities; `derive: target` moves the least probable choices until it costs what was asked for."""
+    def result(self, model: Supernet) -> Architecture:
+        """Return the argmax architecture, with `derive: target` corrected to cost what was asked for."""
         if self.config.derive == "argmax":
             return model.architecture()
         return within_target(model, self.target.lower, self.target.upper)

@@ -1,13 +1,15 @@
-"""The cost side of TAS: expected and discrete MACs of a search space, the loss that steers them, and the temperature schedule.
+"""The cost side of TAS: expected and discrete MACs, the loss that steers them, and the temperature schedule.
 
-Every layer is one row of a `CostTable`: MACs = coefficient x channels in x channels out, where channels are looked up in one vector
-(image channels, the L widths, the classes). Expected cost multiplies expected widths, an independence approximation of the paper's E_cost;
-discrete cost F_cost multiplies chosen ones. Sources: equations (7) and (8), and the released code where they differ.
+Every layer is one row of a `CostTable`: MACs = coefficient x channels in x channels out, where channels are looked up
+in one vector (image channels, the L widths, the classes). Expected cost multiplies expected widths, an independence
+approximation of the paper's E_cost; discrete cost F_cost multiplies chosen ones. Sources: equations (7) and (8), and
+the released code where they differ.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,24 +19,44 @@ from tas_fast.errors import UsageError
 from tas_fast.methods.tas.search_space import SearchSpace
 
 
+class Row(NamedTuple):
+    """One layer; `CostTable` explains the columns."""
+
+    source: int
+    target: int
+    coefficient: int
+    stage: int = -1
+    candidate: int = 0
+    previous_stage: int = -1
+    mismatch: bool = False
+
+
 class CostTable(nn.Module):
     """MACs of a search space as tensors on one device; all methods are differentiable or free of host synchronisation.
 
     The classifier's bias is not counted, as in the released estimators.
     """
 
+    source: Tensor  # of each row: position of its channels in
+    target: Tensor  # and of its channels out
+    coefficient: Tensor
+    stage: Tensor  # -1: the layer is always there
+    candidate: Tensor  # smallest depth candidate that contains the layer
+    previous_stage: Tensor  # -1: its input is always `source`
+    mismatch: Tensor  # the layer is there only when its two widths differ
+    ends: Tensor  # [S, D] position of the channels that leave a stage of the d-th candidate depth
+    widths: Tensor  # [L, n]
+
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
-        rows = _rows(space)
-        for name in ("source", "target", "stage", "candidate", "previous_stage"):
-            self.register_buffer(name, torch.tensor([row[name] for row in rows]), persistent=False)
-        self.register_buffer("coefficient", torch.tensor([float(row["coefficient"]) for row in rows]), persistent=False)
-        self.register_buffer("mismatch", torch.tensor([row["mismatch"] for row in rows]), persistent=False)
-        self.register_buffer("ends", torch.tensor(_stage_ends(space)), persistent=False)
-        longest = max(len(row) for row in space.widths)
-        padded = [[*row, *(row[-1:] * (longest - len(row)))] for row in space.widths]
-        self.register_buffer("widths", torch.tensor(padded), persistent=False)
         self.space = space
+        tables = {
+            name: torch.tensor(column)
+            for name, column in zip(Row._fields, zip(*_rows(space), strict=True), strict=True)
+        }
+        tables |= {"ends": torch.tensor(_stage_ends(space)), "widths": torch.tensor(space.widths)}
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
 
     def expected(self, width_probs: Tensor | None, depth_probs: Tensor | None) -> Tensor:
         """Return the expected MACs as a scalar.
@@ -58,8 +80,8 @@ class CostTable(nn.Module):
         Args:
             width_index: [..., L] chosen width candidates; None: full widths.
             depth_index: [..., S] chosen depth candidates; None: all blocks.
-            original: reproduce the released estimator, which feeds a stage from the last block of the previous stage even when
-                that block was pruned.
+            original: reproduce the released estimator, which feeds a stage from the last block of the previous stage
+                even when that block was pruned.
         """
         widths = self.widths[:, -1] if width_index is None else self.widths[torch.arange(len(self.widths)), width_index]
         channels = self._channels(widths.double())
@@ -67,7 +89,10 @@ class CostTable(nn.Module):
         if depth_index is not None and not original:
             last = self.ends[torch.arange(len(self.ends)), depth_index]
             source = torch.where(self.previous_stage < 0, source, last[..., self.previous_stage])
-        channels_in, channels_out = channels.gather(-1, source.expand(*channels.shape[:-1], -1)), channels[..., self.target]
+        channels_in, channels_out = (
+            channels.gather(-1, source.expand(*channels.shape[:-1], -1)),
+            channels[..., self.target],
+        )
         cost = self.coefficient.double() * channels_in * channels_out
         cost = torch.where(self.mismatch & (channels_in == channels_out), 0.0, cost)
         if depth_index is not None:
@@ -78,36 +103,23 @@ class CostTable(nn.Module):
         return F.pad(F.pad(widths, (1, 0), value=self.space.in_channels), (0, 1), value=self.space.num_classes)
 
 
-def _rows(space: SearchSpace) -> list[dict[str, int | bool]]:
-    """One row per layer. Channels: 0 is the image, 1 ... L the widths, L + 1 the classes; stage -1: always present."""
+def _rows(space: SearchSpace) -> list[Row]:
+    """One row per layer. Channels: 0 is the image, 1 ... L the widths, L + 1 the classes."""
     plan, length = space.unpruned.plan(), len(space.widths)
-
-    def row(source: int, target: int, coefficient: int, stage: int = -1, candidate: int = 0, previous: int = -1, mismatch: bool = False):
-        return {
-            "source": source,
-            "target": target,
-            "coefficient": coefficient,
-            "stage": stage,
-            "candidate": candidate,
-            "previous_stage": previous,
-            "mismatch": mismatch,
-        }
-
-    rows = [row(0, 1, plan.stem.kernel_size**2 * plan.stem.size**2)]
+    rows = [Row(0, 1, plan.stem.macs_per_channel_pair)]
     channel = 1
     for block in plan.blocks:
         candidate = next(i for i, depth in enumerate(space.depths[block.stage]) if depth > block.index)
-        place = {"stage": block.stage, "candidate": candidate}
-        previous = block.stage - 1 if block.index == 0 else -1
-        entry, last = channel, channel + len(block.convs)
-        for conv in block.convs:
-            coefficient = conv.kernel_size**2 * conv.size**2
-            rows.append(row(channel, channel + 1, coefficient, **place, previous=previous if channel == entry else -1))
+        place = Row(0, 0, 0, block.stage, candidate)
+        entry = place._replace(source=channel, previous_stage=block.stage - 1 if block.index == 0 else -1)
+        for number, conv in enumerate(block.convs):
+            row = entry if number == 0 else place._replace(source=channel)
+            rows.append(row._replace(target=channel + 1, coefficient=conv.macs_per_channel_pair))
             channel += 1
         # An identity shortcut becomes a projection in the derived network when its two widths differ.
-        projected, size = block.shortcut is not None, block.convs[-1].size
-        rows.append(row(entry, last, size**2, **place, previous=previous, mismatch=not projected))
-    rows.append(row(length, length + 1, 1, previous=len(space.depths) - 1))
+        pixels = block.convs[-1].size[0] * block.convs[-1].size[1]
+        rows.append(entry._replace(target=channel, coefficient=pixels, mismatch=block.shortcut is None))
+    rows.append(Row(length, length + 1, 1, previous_stage=len(space.depths) - 1))
     return rows
 
 
@@ -120,14 +132,17 @@ def _stage_ends(space: SearchSpace) -> list[list[int]]:
     return ends
 
 
-def macs_loss(expected: Tensor, discrete: Tensor, target: float, *, form: str, tolerance: float, unpruned: float) -> Tensor:
-    """Return the cost term of the architecture's loss: +log E above the target, -log E below it, 0 in between (E in 1e6 MACs).
+def macs_loss(
+    expected: Tensor, discrete: Tensor, target: float, *, form: str, tolerance: float, unpruned: float
+) -> Tensor:
+    """Return the cost term of the architecture's loss: +log E above the target, -log E below it, 0 in between.
 
     Args:
-        expected: E_cost, scalar, differentiable.
+        expected: E_cost in MACs, scalar, differentiable; the logarithm is of 1e6 MACs.
         discrete: F_cost of the argmax architecture, scalar; decides the sign.
         target: R in MACs.
-        form: "paper" (equation 8): between (1 - t) R and (1 + t) R the loss is 0; "released": between R - t x unpruned and R.
+        form: "paper" (equation 8): between (1 - t) R and (1 + t) R the loss is 0; "released": between R - t x unpruned
+            and R.
         tolerance: t.
         unpruned: MACs of the unpruned network.
     """

@@ -35,7 +35,9 @@ def sample(
     if width_logits is not None:
         candidates = width_logits.size(1)
         if not 1 <= k <= candidates:
-            raise UsageError(f"K = {k} widths per convolution asked for; K must be 1 to {candidates}, the number of candidates")
+            raise UsageError(
+                f"K = {k} widths per convolution asked for; K must be 1 to {candidates}, the number of candidates"
+            )
         index, prob = ops.gumbel_topk(width_logits, tau, k, generator=generator, index=width_index, gumbel=gumbel)
     if depth_logits is not None:
         depth_prob = ops.gumbel_softmax(depth_logits, tau, generator=generator, gumbel=gumbel)

@@ -1,4 +1,4 @@
-"""What TAS may choose from: widths of every convolution, depths of every stage (section 4.1 of the paper; released code for the lists)."""
+"""What TAS may choose from: widths of every convolution, depths of every stage (paper 4.1, lists as released)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEARCHES = ("shape", "width", "depth")
 
 
 def width_candidates(width: int) -> tuple[int, ...]:
-    """Return the ascending candidate widths of a convolution with `width` channels: truncated float64 products, as released.
+    """Return the ascending candidate widths of a convolution with `width` channels: truncated float64 products.
 
     Example:
         >>> width_candidates(16)
@@ -36,13 +36,13 @@ def _cifar_depths(count: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The candidates of one search: `shape` (widths and depths), `width` or `depth`; what is not searched has its full size alone."""
+    """The candidates of a search over "shape" (widths and depths), "width" or "depth"; the rest has full size."""
 
     model: str
     num_classes: int
     search: str = "shape"
     in_channels: int = 3
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:

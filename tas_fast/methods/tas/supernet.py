@@ -1,4 +1,4 @@
-"""The supernet of TAS: the unpruned network whose every convolution offers several widths and whose every stage offers several depths."""
+"""The supernet of TAS: an unpruned network whose convolutions offer several widths, whose stages several depths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from tas_fast.nn import FragmentConv2d
 class SearchableBlock(nn.Module):
     """A residual block of searchable convolutions; a projection shares the choice of the last convolution."""
 
-    def __init__(self, plan: Block, widths: tuple[tuple[int, ...], ...], searched: bool, relu_after_addition: bool) -> None:
+    def __init__(
+        self, plan: Block, widths: tuple[tuple[int, ...], ...], searched: bool, relu_after_addition: bool
+    ) -> None:
         super().__init__()
         last = len(plan.convs) - 1
         self.convs = nn.ModuleList(
@@ -26,7 +28,7 @@ class SearchableBlock(nn.Module):
         )
         self.shortcut: nn.Module | None = None
         if plan.shortcut is not None:
-            # Width searches normalise every projection; only networks of full width leave it out, as the unpruned ones do.
+            # Width searches normalise every projection, depth searches only those of the unpruned network.
             if searched or plan.shortcut.norm:
                 self.shortcut = _unit(plan.shortcut, widths[-1], relu=False)
             else:
@@ -72,8 +74,10 @@ class Supernet(nn.Module):
         model: name of a residual network (`tas_fast.architecture.SKELETONS`).
         num_classes: outputs of the classifier.
         search: "shape" (widths and depths), "width" or "depth".
-        in_channels, image_size: format of the images; the size (None: 32 or 224) only enters the count of MACs.
-        relu_after_addition: False leaves out the ReLU after the residual addition, as the code behind the paper's results did.
+        in_channels, image_size: format of the images; the size (None: 32 or 224; one number or height and width) only
+            enters the count of MACs.
+        relu_after_addition: False leaves out the ReLU after the residual addition, as the code behind the paper's
+            results did.
 
     Attributes:
         width_logits: [L, 8], one row per convolution on the main path in execution order; None in a depth search.
@@ -88,6 +92,8 @@ class Supernet(nn.Module):
         torch.Size([2, 10])
     """
 
+    stem: FragmentConv2d
+    cost: CostTable
     width_logits: nn.Parameter | None
     depth_logits: nn.Parameter | None
 
@@ -98,7 +104,7 @@ class Supernet(nn.Module):
         search: str = "shape",
         *,
         in_channels: int = 3,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         relu_after_addition: bool = True,
     ) -> None:
         super().__init__()
@@ -123,6 +129,10 @@ class Supernet(nn.Module):
     def skeleton(self) -> Skeleton:
         return self.space.skeleton
 
+    def searchable_blocks(self) -> list[SearchableBlock]:
+        """Return the blocks in execution order."""
+        return [block for block in self.blocks if isinstance(block, SearchableBlock)]
+
     def block_names(self) -> list[str]:
         """Return the module names of the blocks in execution order."""
         return [f"blocks.{i}" for i in range(len(self.blocks))]
@@ -136,7 +146,7 @@ class Supernet(nn.Module):
         width_index: Tensor | None = None,
         gumbel: bool = True,
     ) -> Choice:
-        """Draw K widths of every convolution without replacement and a mixture of the depths of every stage (equations 3 to 5).
+        """Draw K widths of every convolution without replacement, and a mixture of every stage's depths (eq. 3 to 5).
 
         Args:
             tau: temperature; 0 or below: plain softmax of the logits, no noise.
@@ -148,7 +158,9 @@ class Supernet(nn.Module):
         Raises:
             UsageError: k outside its range.
         """
-        return sample(self.width_logits, self.depth_logits, tau, k, generator=generator, width_index=width_index, gumbel=gumbel)
+        return sample(
+            self.width_logits, self.depth_logits, tau, k, generator=generator, width_index=width_index, gumbel=gumbel
+        )
 
     def forward(self, x: Tensor, choice: Choice) -> Tensor:
         """Return logits [N, num_classes] of the sampled sub-networks; x is [N, in_channels, H, W]."""
@@ -175,7 +187,11 @@ class Supernet(nn.Module):
             index = torch.zeros(length, 1, dtype=torch.long, device=x.device)
             return index, torch.ones(length, 1, device=x.device), [row[-1] for row in self.space.widths]
         largest = choice.width_index.amax(1).tolist()
-        return choice.width_index, choice.width_prob, [row[i] for row, i in zip(self.space.widths, largest, strict=True)]
+        return (
+            choice.width_index,
+            choice.width_prob,
+            [row[i] for row, i in zip(self.space.widths, largest, strict=True)],
+        )
 
     def width_probs(self) -> Tensor | None:
         """Return the probabilities [L, 8] of the widths (equation 2), None in a depth search."""
@@ -190,7 +206,9 @@ class Supernet(nn.Module):
         return self.cost.expected(self.width_probs(), self.depth_probs())
 
     def argmax_macs(self, *, original: bool = False) -> Tensor:
-        """Return F_cost, the MACs of the argmax architecture, as a float64 scalar; `original`: with the released code's error."""
+        """Return F_cost, the MACs of the argmax architecture, as a float64 scalar; `original`: with the released
+        code's error.
+        """
         return self.cost.discrete(*self._argmax(), original=original)
 
     def architecture(self) -> Architecture:

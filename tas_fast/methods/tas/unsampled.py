@@ -1,7 +1,8 @@
 """What happens to the norms of widths that a step did not sample.
 
-All candidates' affine parameters of a convolution are rows of one tensor, so SGD's weight decay and momentum move every row in every step. That
-is what the code of 2019 did too, where gradients were zeroed; with today's `set_to_none` separate modules would be skipped instead.
+All candidates' affine parameters of a convolution are rows of one tensor, so SGD's weight decay and momentum move
+every row in every step. That is what the code of 2019 did too, where gradients were zeroed; with today's `set_to_none`
+separate modules would be skipped instead.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tas_fast.methods.tas.sampling import Choice
 from tas_fast.methods.tas.supernet import Supernet
+from tas_fast.nn import FragmentConv2d
 
 
 def skip_unsampled(model: Supernet, optimizer: torch.optim.Optimizer, choice: Callable[[], Choice | None]) -> None:
-    """Make `optimizer` leave rows alone, momentum included, that `choice()` (the last weights' forward pass) did not sample."""
+    """Make `optimizer` leave alone, momentum included, the rows that `choice()`, the step's own, did not sample."""
     saved: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def before(*_: Any) -> None:
@@ -43,12 +45,13 @@ def skip_unsampled(model: Supernet, optimizer: torch.optim.Optimizer, choice: Ca
 
 
 def _affine_rows(model: Supernet) -> list[tuple[int, Tensor]]:
-    """(row of the logits, [n, C] parameter) of every searchable convolution; a projection follows its block's last convolution."""
-    units = [(0, model.stem)]
+    """(row of the logits, [n, C] parameter) of every searchable convolution; a projection has its block's last row."""
+    units: list[tuple[int, nn.Module]] = [(0, model.stem)]
     row = 1
-    for block in model.blocks:
+    for block in model.searchable_blocks():
         units += [(row + i, conv) for i, conv in enumerate(block.convs)]
         row += len(block.convs)
         if block.shortcut is not None:
             units.append((row - 1, block.shortcut))
-    return [(row, parameter) for row, unit in units for parameter in (unit.weight, unit.bias)]
+    fragments = [(row, unit) for row, unit in units if isinstance(unit, FragmentConv2d)]
+    return [(row, parameter) for row, unit in fragments for parameter in (unit.weight, unit.bias)]
