@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tas_fast import ops
+from tas_fast.ops.fragment_aggregate import fragment_aggregate_backward_reference, fragment_aggregate_reference
 
 OPERATOR = torch.ops.tas_fast.fragment_aggregate.default
 BACKWARD = torch.ops.tas_fast.fragment_aggregate_backward.default
@@ -434,3 +436,17 @@ def test_autograd_notices_the_update_of_running_statistics(device):
     OPERATOR(*arguments)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         stale.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["table", "single", "residual into padding"])
+@pytest.mark.parametrize("training", [True, False])
+def test_reference_never_waits_for_the_device(name, training):
+    with FakeTensorMode(allow_non_fake_inputs=True):  # fake tensors have no values to read
+        sample = replace(SAMPLES[name], training=training)
+        arguments = [x.detach() if isinstance(x, Tensor) else x for x in sample.arguments()]
+        y, widths, probs, weight, bias, _, _, _, index, out_channels, *_ = arguments
+        out, mean, rstd = fragment_aggregate_reference(*arguments)
+        saved = [out, widths, probs, weight, bias, mean, rstd, index, out_channels, 1, training, [True] * 5]
+        grads = fragment_aggregate_backward_reference(torch.ones_like(out), y, *saved)
+    assert out.shape[1] == max(out_channels, sample.residual_channels or 0)
+    assert grads[0].shape == y.shape

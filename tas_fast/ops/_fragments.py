@@ -1,5 +1,7 @@
 """The steps of the reference of `fragment_aggregate`: statistics, alignment matrices, and maps over channels."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,16 +18,18 @@ def centre(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     return centred, mean, (centred * centred).sum((0, 2, 3)) / samples
 
 
-def update_running(running: Tensor, value: Tensor, widths: Tensor, index: Tensor | None, momentum: float) -> None:
-    """Move the first widths[row] entries of the sampled rows towards `value`, as often as `index` names the row."""
-    view = running[:, : value.size(0)]
-    inside = torch.arange(value.size(0), device=value.device) < widths[:, None]
-    mentions = torch.ones_like(widths)
-    if index is not None:
-        mentions = (index[:, None] == torch.arange(widths.size(0), device=index.device)).sum(0)
-    step = 1 - (1 - momentum) ** mentions.to(value.dtype)
-    moved = torch.lerp(view, value.expand_as(view), step[:, None].expand_as(view))
-    view.copy_(torch.where(inside & (mentions > 0)[:, None], moved, view))
+def update_running(
+    statistics: Sequence[tuple[Tensor, Tensor]], widths: Tensor, index: Tensor | None, momentum: float
+) -> None:
+    """Move running tables [n, C] towards batch values [R]: the first widths[row] entries, once per mention in `index`."""
+    read = statistics[0][1].size(0)
+    rows = torch.arange(widths.size(0), device=widths.device)
+    mentions = torch.ones_like(rows) if index is None else (index[:, None] == rows).sum(0)
+    step = 1 - (1 - momentum) ** mentions.to(statistics[0][1].dtype)[:, None]
+    inside = (torch.arange(read, device=widths.device) < widths[:, None]) & (mentions > 0)[:, None]
+    for running, value in statistics:
+        view = running[:, :read]
+        view.copy_(torch.where(inside, torch.lerp(view, value.expand_as(view), step.expand_as(view)), view))
 
 
 def bands_of(widths: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:

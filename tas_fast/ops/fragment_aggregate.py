@@ -210,8 +210,8 @@ def fragment_aggregate_reference(
         x, mean, var = centre(x, weight.dtype)
         samples = x.numel() // read
         if running_mean is not None and running_var is not None and samples > 0:
-            update_running(running_mean, mean, widths, index, momentum)
-            update_running(running_var, var * (samples / max(samples - 1, 1)), widths, index, momentum)
+            unbiased = var * (samples / max(samples - 1, 1))
+            update_running([(running_mean, mean), (running_var, unbiased)], widths, index, momentum)
         rstd = (var + eps).rsqrt()
         scale = _pick(weight, rows, read) * rstd
     else:
