@@ -21,7 +21,7 @@ def centre(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 def update_running(
     statistics: Sequence[tuple[Tensor, Tensor]], widths: Tensor, index: Tensor | None, momentum: float
 ) -> None:
-    """Move running tables [n, C] towards batch values [R]: the first widths[row] entries, once per mention in `index`."""
+    """Move running tables [n, C] towards batch values [R]: first widths[row] entries, once per mention in `index`."""
     read = statistics[0][1].size(0)
     rows = torch.arange(widths.size(0), device=widths.device)
     mentions = torch.ones_like(rows) if index is None else (index[:, None] == rows).sum(0)
