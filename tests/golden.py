@@ -23,7 +23,6 @@ def load_golden_json(name: str) -> Any:
 
 
 def _path(file: str) -> Path:
-    path = FOLDER / file
-    if not path.exists():
-        pytest.skip(f"recorded numbers {file} are not here")
-    return path
+    if not FOLDER.exists():
+        pytest.skip("the recorded numbers are not here")
+    return FOLDER / file
