@@ -142,3 +142,9 @@ def test_apex_is_told_from_its_namesake(files, expected, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "amp_C", raising=False)
     assert expected in env.describe_apex()
     sys.modules.pop("amp_C", None)
+
+
+def test_tests_read_nan_where_the_library_reads_uninitialised_memory():
+    library = {"__name__": "tas_fast.probe", "torch": torch}
+    exec("values = [torch.empty(3), torch.empty_like(torch.ones(3)), torch.ones(1).new_empty(3)]", library)
+    assert all(value.isnan().all() for value in library["values"])
