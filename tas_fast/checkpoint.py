@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,12 @@ def read(path: str | Path) -> dict[str, Any]:
     match = _NAME.fullmatch(path.name)
     if match is None or match[2] != _checksum(data):
         raise UserError(f"checkpoint {path} is damaged: its checksum does not match its name")
-    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    if state.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"checkpoint {path} has format_version {state.get('format_version')!r}; this version reads {FORMAT_VERSION}"
-        )
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"checkpoint {path} holds more than tensors and plain values: {str(error)[:100]}") from None
+    if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"checkpoint {path} is not of format_version {FORMAT_VERSION}, which this version reads")
     return state
 
 

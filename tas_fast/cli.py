@@ -78,13 +78,13 @@ def read_config(arguments: Any) -> Config:
     config = Config()
     if arguments.recipe:
         source = f"recipe {arguments.recipe}"
-        config = config.updated(_load_yaml(_recipe_text(arguments.recipe), source), source)
+        config = config.updated(load_yaml(_recipe_text(arguments.recipe), source), source)
     if arguments.config:
         try:
             text = Path(arguments.config).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read --config {arguments.config}: {error}") from None
-        config = config.updated(_load_yaml(text, arguments.config), arguments.config)
+        config = config.updated(load_yaml(text, arguments.config), arguments.config)
     for assignment in arguments.set:
         name, equals, value = assignment.partition("=")
         section, dot, key = name.partition(".")
@@ -124,7 +124,8 @@ def _recipe_text(name: str) -> str:
     return (resources.files("tas_fast.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def _load_yaml(text: str, source: str) -> dict[str, Any]:
+def load_yaml(text: str, source: str) -> dict[str, Any]:
+    """Return the settings in `text`. Raises `UsageError` with `source` when they are not sections with fields."""
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -141,6 +142,7 @@ def run_program(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     except UserError as error:
         print(f"tas_fast: {error}", file=sys.stderr)
         code = error.exit_code
-    except BrokenPipeError:
-        code = 1
+    except KeyboardInterrupt:
+        print("tas_fast: stopped", file=sys.stderr)
+        code = 130
     sys.exit(code)

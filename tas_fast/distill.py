@@ -36,8 +36,4 @@ class Distillation:
     def __call__(self, images: Tensor, logits: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
             teacher = self.teacher(images)
-        if target.is_floating_point():  # mixed labels: the operator takes classes, so its hard term is replaced
-            hard = F.cross_entropy(logits.float(), target)
-            soft = ops.distillation_loss(logits, teacher, target.argmax(1), 1.0, self.temperature)
-            return (1 - self.alpha) * hard + self.alpha * soft
         return ops.distillation_loss(logits, teacher, target, self.alpha, self.temperature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -64,11 +65,12 @@ class Run:
         kept = model if average is None else average.module
         classes = self.test_loader.num_classes
         mixup = v2.MixUp(alpha=settings.mixup_alpha, num_classes=classes) if settings.mixup_alpha else None
+        loader = self.loader("train", name)
         phase = Phase(
             name=name,
             model=model,
             method=Supervised(criterion, mixup),
-            loader=self.loader("train", name),
+            loader=loader,
             optimizer=weight_optimizer(model.parameters(), settings),
             learning_rate=schedule(settings),
             epochs=settings.epochs,
@@ -79,7 +81,8 @@ class Run:
             clip_grad=settings.clip_grad,
             max_steps=self.config.run.max_steps,
         )
-        return kept, train(phase, self.session)
+        with contextlib.closing(loader):
+            return kept, train(phase, self.session)
 
 
 def weight_optimizer(parameters: Any, settings: TrainConfig | TasConfig) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shlex
@@ -189,7 +190,8 @@ def _search(run: Run, space: SearchSpace, target: int) -> Architecture:
         clip_grad=settings.clip_grad,
         max_steps=config.run.max_steps,
     )
-    measured = train(phase, run.session)
+    with contextlib.closing(loader):
+        measured = train(phase, run.session)
     architecture = method.result(supernet)
     architecture.to_json(run.folder / artefact.ARCHITECTURE)
     run.session.finish("search", {**measured, "architecture": architecture.to_dict()})
