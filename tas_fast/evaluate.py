@@ -6,14 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-
 from tas_fast import artefact
 from tas_fast.cli import Parser, load_yaml, run_program
 from tas_fast.config import Config
 from tas_fast.cost import count_macs, count_parameters
 from tas_fast.engine import Precision, accuracy
+from tas_fast.engine.run import find_device, open_data
 from tas_fast.errors import UserError
-from tas_fast.run import build, find_device
 
 PROGRAM = "python -m tas_fast.evaluate"
 
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = _config(Path(arguments.run)).updated(given, "command line")
     device = find_device(arguments.device)
     model = artefact.load(arguments.run, arguments.weights).to(device)
-    loader = build(config, "test", device)
+    loader = open_data(config, "test", device)
     precision = Precision(device, config.run.amp, config.run.amp_dtype)
     result = {
         "accuracy": accuracy(model, loader, precision),

@@ -17,7 +17,11 @@ from torchvision.transforms import v2
 
 from tas_fast.config import Config, TasConfig, TrainConfig
 from tas_fast.data import Augment, Loader, build_loader, default_augment
-from tas_fast.engine import Phase, Precision, Session, Supervised, accuracy, train
+from tas_fast.engine.evaluation import accuracy
+from tas_fast.engine.loop import Phase, train
+from tas_fast.engine.method import Supervised
+from tas_fast.engine.precision import Precision
+from tas_fast.engine.session import Session
 from tas_fast.errors import UsageError
 from tas_fast.optim import cosine_lr, sgd
 
@@ -35,7 +39,7 @@ class Run:
     def loader(self, split: str, stream: str) -> Loader:
         """Return a loader of `split`; every `stream` has a random order of its own."""
         augment = None if split == "test" else augmentation(self.config, self.test_loader.image_size)
-        return build(self.config, split, self.device, stream, augment)
+        return open_data(self.config, split, self.device, stream, augment)
 
     def precision(self) -> Precision:
         """Return a fresh precision, with a loss scale of its own."""
@@ -108,7 +112,9 @@ def seed(config: Config, purpose: str) -> int:
     return int.from_bytes(digest[:7], "little")
 
 
-def build(config: Config, split: str, device: torch.device, stream: str = "", augment: Augment | None = None) -> Loader:
+def open_data(
+    config: Config, split: str, device: torch.device, stream: str = "", augment: Augment | None = None
+) -> Loader:
     """Return the loader of `split` that `config` describes."""
     data = config.data
     return build_loader(
