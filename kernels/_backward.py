@@ -1,8 +1,9 @@
 """Backward kernels of `fragment_aggregate`: sums of products, gradients and coefficients, one pass for grad_y.
 
-Names as in tas_fast/ops/fragment_aggregate.py. A row j of A_k has its entries at first_k(j) and the next channel, so only
-these products are kept: sums [2 K + 1, J] holds g_j x_first and g_j x_next for every k, then g_j. For K = 1: [2, J].
+Names as in tas_fast/ops/fragment_aggregate.py. A row j of A_k has its entries at first_k(j) and the next channel, so
+only these products are kept: sums [2 K + 1, J] holds g_j x_first and g_j x_next for every k, then g_j. K = 1: [2, J].
 """
+# mypy: allow-untyped-defs
 
 import triton
 import triton.language as tl
@@ -145,7 +146,7 @@ def gradients(
     block = tl.program_id(0)
     role = tl.program_id(1)
     i = block * BLOCK_I + tl.arange(0, BLOCK_I)
-    narrowest, widest = extremes(widths, index, K, INDEXED)
+    _, widest = extremes(widths, index, K, INDEXED)
     if role < n:
         if TABLES:
             to_weight = tl.zeros([BLOCK_I], tl.float32)
@@ -184,7 +185,7 @@ def gradients(
                     rstd, widths, index, probs, weight, table, i, widest, read, columns, table_rows, table_columns,
                     K, INDEXED, TRAINING, SPLIT, BLOCK_J, BLOCK_I,
                 )  # fmt: skip
-    elif block == 0:
+    elif block == 0:  # noqa: SIM102  the compiler knows one condition, the device the other
         if PROBS:
             for k in tl.static_range(K):
                 total = tl.zeros([BLOCK_I], tl.float32)

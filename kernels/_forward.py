@@ -2,6 +2,7 @@
 
 Names as in tas_fast/ops/fragment_aggregate.py: y channels i, result channels j, R = `read` channels of y.
 """
+# mypy: allow-untyped-defs
 
 import triton
 import triton.language as tl
@@ -97,7 +98,7 @@ def prepare(
     """Statistics to coefficients. Grid: blocks of y channels.
 
     K > 1: table [1 or 2, table_rows (j), table_columns (i)], offset [blocks, table_rows], to be summed over blocks.
-    K = 1: table and offset [R]. With x = y - mean (first row), or x = y if SPLIT: out_j = sum_i table_ji x_i + offset_j.
+    K = 1: table and offset [R]. out_j = sum_i table_ji x_i + offset_j, x = y - mean (its first row), or y if SPLIT.
     """
     i = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
     inside = i < read
@@ -120,7 +121,7 @@ def prepare(
     if SPLIT:
         reference = tl.zeros([BLOCK_I], tl.float32)
 
-    narrowest, widest = extremes(widths, index, K, INDEXED)
+    _, widest = extremes(widths, index, K, INDEXED)
     if K == 1:
         pointers = row_of(index, 0, INDEXED) * columns + i
         if TRAINING:

@@ -1,4 +1,5 @@
 """What the kernels share: addresses of [pixels, channels] tiles, alignment matrices, block sizes."""
+# mypy: allow-untyped-defs
 
 import torch
 import triton
@@ -7,8 +8,9 @@ from torch import Tensor
 
 # Programs of a reduction. A constant, not the number of multiprocessors: results are the same on every device.
 PROGRAMS = 512
-# Channels of one block in kernels that multiply by a matrix. Wider blocks read less often and hold more registers.
-WIDEST_BLOCK = {torch.bfloat16: 128, torch.float16: 64, torch.float32: 64}
+# Channels of one block in kernels that multiply by a matrix. Wider ones read y less often, but spill or leave one block
+# on a multiprocessor.
+WIDEST_BLOCK = 64
 
 
 @triton.jit
@@ -111,9 +113,9 @@ def stream_block(channels: int, last: bool, elements: int = 2048) -> tuple[int, 
     return elements // block, block
 
 
-def matrix_block(channels: int, dtype: torch.dtype) -> int:
+def matrix_block(channels: int) -> int:
     """Return channels of a block of a matrix product, 16 at least."""
-    return min(max(power_of_two(channels), 16), WIDEST_BLOCK[dtype])
+    return min(max(power_of_two(channels), 16), WIDEST_BLOCK)
 
 
 def chunks_of(pixels: int, block: int, others: int) -> tuple[int, int]:

@@ -18,6 +18,9 @@ from tas_fast.kernels import _backward, _forward
 from tas_fast.kernels._tiles import cdiv, chunks_of, is_last, matrix_block, stream_block
 
 SMALL = 32  # channels of y, rows of the table: a tile of the kernels that build tables
+MATRIX = {"num_warps": 4, "num_stages": 2}
+# Data types that multiply without conversion. float16 is not among them: coefficients may leave its range.
+SPLIT_TYPES = {torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Plan:
     pixels: int
     area: int
     read: int
-    block: int  # channels of a matrix block
+    block: int  # channels of a tile of matrix products
+    tile: int  # its pixels
     rows: int  # table rows (result channels), whole blocks
     columns: int  # table columns (y channels), whole blocks
     last: bool
@@ -38,12 +42,14 @@ class Plan:
     @classmethod
     def of(cls, y: Tensor, probs: Tensor, index: Tensor | None, out_channels: int) -> "Plan":
         read = min(y.size(1), out_channels)
-        block = matrix_block(max(read, out_channels), y.dtype)
+        block = matrix_block(max(read, out_channels))
         area, fragments = y.size(2) * y.size(3), probs.size(0)
         rows, columns = cdiv(out_channels, block) * block, cdiv(read, block) * block
+        # TF32 products hold three times the registers.
+        tile = 64 if y.dtype in SPLIT_TYPES else 32
         split = y.dtype in SPLIT_TYPES and fragments > 1
         last, indexed = is_last(y), index is not None
-        return cls(y.size(0) * area, area, read, block, rows, columns, last, split, indexed, fragments)
+        return cls(y.size(0) * area, area, read, block, tile, rows, columns, last, split, indexed, fragments)
 
     def table(self, y: Tensor) -> Tensor:
         if self.split:
@@ -51,15 +57,9 @@ class Plan:
         size = self.read if self.fragments == 1 else self.rows * self.columns
         return torch.empty(size, dtype=torch.float32, device=y.device)
 
-    def matrix_tile(self, channels: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-        """Return pixels of a tile, tiles of a group, groups and warps for a result of `channels` channels."""
-        pixels = (128 if self.block <= 64 else 64) if dtype.itemsize == 2 else 64
-        groups, tiles = chunks_of(self.pixels, pixels, cdiv(channels, self.block))
-        return pixels, tiles, groups, 8 if self.block > 64 else 4
-
-
-# Data types that multiply without conversion. float16 is not among them: coefficients may leave its range.
-SPLIT_TYPES = {torch.bfloat16}
+    def matrix_tiles(self, channels: int) -> tuple[int, int]:
+        """Return groups of pixel tiles and tiles in a group for a result of `channels` channels."""
+        return chunks_of(self.pixels, self.tile, cdiv(channels, self.block))
 
 
 def fragment_aggregate(
@@ -127,14 +127,14 @@ def fragment_aggregate(
             RESIDUAL=residual is not None, RELU=relu, LAST=plan.last, BLOCK_P=pixels, BLOCK_C=lanes, num_warps=4,
         )  # fmt: skip
     else:
-        pixels, tiles, groups, warps = plan.matrix_tile(result_channels, y.dtype)
+        groups, tiles = plan.matrix_tiles(result_channels)
         _forward.mix[(cdiv(result_channels, plan.block), groups)](
             y, residual, out, mean, table, offset, widths, index,
             plan.pixels, plan.area, channels, plan.read, residual_channels, result_channels,
             plan.rows, plan.columns, blocks, tiles,
             K=plan.fragments, INDEXED=plan.indexed, SPLIT=plan.split, RESIDUAL=residual is not None, RELU=relu,
             LAST=plan.last, SINGLE=max(plan.rows, plan.columns, result_channels) == plan.block,
-            BLOCK_P=pixels, BLOCK_C=plan.block, num_warps=warps,
+            BLOCK_P=plan.tile, BLOCK_C=plan.block, **MATRIX,
         )  # fmt: skip
     return out, mean, rstd
 
@@ -165,8 +165,6 @@ def fragment_aggregate_backward(
     weight, bias, probs, widths, mean, rstd = _dense(weight, bias, probs, widths, mean, rstd)
     index = None if index is None else index.contiguous()
     plan = Plan.of(y, probs, index, out_channels)
-    channels, result_channels, relu = y.size(1), grad_out.size(1), out is not None
-
     empty = weight.new_empty(0)
     grad_y = torch.empty_like(y, memory_format=layout) if needs_y else empty
     grad_probs = torch.empty_like(probs) if needs_probs else empty
@@ -230,16 +228,15 @@ def _sums(
         )  # fmt: skip
     else:
         rows, kinds = plan.rows, 2 * plan.fragments + 1
-        pixels = 64 if y.dtype.itemsize == 2 else 32
         blocks_j, blocks_i = plan.rows // plan.block, plan.columns // plan.block
-        chunks, tiles = chunks_of(plan.pixels, pixels, blocks_j * blocks_i)
+        chunks, tiles = chunks_of(plan.pixels, plan.tile, blocks_j * blocks_i)
         parts = chunks * blocks_i
         sums = mean.new_empty(parts, kinds * rows)
         _backward.products[(blocks_j * blocks_i, chunks)](
             grad_out, out, y, mean, sums, widths, index,
             plan.pixels, plan.area, channels, plan.read, out_channels, result_channels, rows, tiles,
             K=plan.fragments, INDEXED=plan.indexed, SPLIT=plan.split, RELU=relu, LAST=plan.last,
-            BLOCKS_I=blocks_i, BLOCK_P=pixels, BLOCK_C=plan.block, num_warps=8 if plan.block > 64 else 4,
+            BLOCKS_I=blocks_i, BLOCK_P=plan.tile, BLOCK_C=plan.block, **MATRIX,
         )  # fmt: skip
     combined = mean.new_empty(kinds * rows)
     _backward.combine[(cdiv(kinds * rows, 32),)](sums, combined, parts, kinds * rows, BLOCK_N=64, BLOCK_C=32)
@@ -276,14 +273,14 @@ def _spread(
             BLOCK_P=pixels, BLOCK_C=lanes, num_warps=4, **options,
         )  # fmt: skip
         return
-    pixels, tiles, groups, warps = plan.matrix_tile(widest, y.dtype)
+    groups, tiles = plan.matrix_tiles(widest)
     _backward.unmix[(cdiv(widest, plan.block), groups)](
         grad_out, out, y, mean, table, level, slope, widths, index, grad_y, grad_residual,
         plan.pixels, plan.area, channels, plan.read, out_channels, residual_channels, result_channels,
         plan.rows, plan.columns, tiles,
         K=plan.fragments, INDEXED=plan.indexed, SPLIT=plan.split,
         SINGLE=max(plan.rows, plan.columns, widest) == plan.block,
-        BLOCK_P=pixels, BLOCK_C=plan.block, num_warps=warps, **options,
+        BLOCK_P=plan.tile, BLOCK_C=plan.block, **options, **MATRIX,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ How fast they are is decided elsewhere, by the dispatcher: `tas_fast._backend` s
 """
 
 from tas_fast import _backend
+from tas_fast.ops import _launchers
 from tas_fast.ops.active_conv2d import active_conv2d
 from tas_fast.ops.channel_interpolation import channel_interpolation
 from tas_fast.ops.distillation_loss import distillation_loss
@@ -13,6 +14,7 @@ from tas_fast.ops.gumbel_topk import gumbel_softmax, gumbel_topk
 from tas_fast.ops.weighted_interpolation_sum import weighted_interpolation_sum
 
 _backend.load()
+_launchers.register()
 
 __all__ = [
     "active_conv2d",
