@@ -17,7 +17,7 @@ from tas_fast import _backend, artefact
 from tas_fast.architecture import Architecture
 from tas_fast.config import Config, parse_target
 from tas_fast.distill import CrossEntropy, Distillation
-from tas_fast.engine import Interruption, Phase, Run, Session, train
+from tas_fast.engine import Interruption, Phase, Precision, Run, Session, train
 from tas_fast.engine.run import describe_device, find_device, open_data, schedule, seed, weight_optimizer
 from tas_fast.errors import UsageError
 from tas_fast.files import write_atomic
@@ -50,6 +50,9 @@ def run(config: Config, folder: str | Path, *, command: str, resume: bool = Fals
     space = SearchSpace(config.model.name, test.num_classes, config.method.search, test.in_channels, test.image_size)
     target = reachable_target(config, space)
     check_fragments(config, space)
+    precision = Precision(device, config.run.amp, config.run.amp_dtype)
+    # Whatever is wrong with the training data shows here, before anything is written; later phases find them decoded.
+    loaders = [test, *(open_data(config, split, device) for split in ("train", "search"))]
     settings, backend = yaml.safe_dump(config.to_dict(), sort_keys=False), _backend.summary(device.type)
     with Interruption() as interruption:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +67,7 @@ def run(config: Config, folder: str | Path, *, command: str, resume: bool = Fals
             resume=resume,
         )
         shared = Run(config, folder, device, test, session)
-        print(f"{settings}device: {describe_device(device)}, {shared.precision()}\nbackend: {backend}", flush=True)
+        print(f"{settings}device: {describe_device(device)}, {precision}\nbackend: {backend}", flush=True)
         try:
             teacher = _teacher(shared, space)
             architecture = _search(shared, space, target)
@@ -74,6 +77,8 @@ def run(config: Config, folder: str | Path, *, command: str, resume: bool = Fals
                 plain = _derived(shared, architecture, "compare", None)
         finally:
             session.metrics.close()
+            for loader in loaders:
+                loader.close()
     parts = {name: result["seconds"] for name, result in session.results.items()}
     report = Report(
         command=command,

@@ -27,13 +27,12 @@ def skip_unsampled(model: Supernet, optimizer: torch.optim.Optimizer, choice: Ca
         saved.clear()
         if current is None or current.width_index is None:
             return
+        _create_momentum(optimizer)
         for row, parameter in _affine_rows(model):
             sampled = torch.zeros(len(parameter), 1, dtype=torch.bool, device=parameter.device)
             sampled[current.width_index[row]] = True
-            state = optimizer.state[parameter]
-            if state.get("momentum_buffer") is None:  # the first step from zero equals SGD's own initialisation
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            saved.extend((tensor, sampled, tensor.detach().clone()) for tensor in (parameter, state["momentum_buffer"]))
+            momentum = optimizer.state[parameter]["momentum_buffer"]
+            saved.extend((tensor, sampled, tensor.detach().clone()) for tensor in (parameter, momentum))
 
     @torch.no_grad()
     def after(*_: Any) -> None:
@@ -42,6 +41,13 @@ def skip_unsampled(model: Supernet, optimizer: torch.optim.Optimizer, choice: Ca
 
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(after)
+
+
+def _create_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Start from zero, which equals SGD's own first step for rows with a gradient and stays zero for the others."""
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        if optimizer.state[parameter].get("momentum_buffer") is None:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _affine_rows(model: Supernet) -> list[tuple[int, Tensor]]:
