@@ -114,7 +114,7 @@ class TasConfig:
 class TrainConfig:
     """Training of the teacher and of the derived network."""
 
-    epochs: int = option(30, "epochs of the teacher and of the derived network", "--train-epochs")
+    epochs: int = option(60, "epochs of the teacher and of the derived network", "--train-epochs")
     lr: float = option(0.1, "learning rate (SGD, cosine)", "--lr")
     momentum: float = option(0.9, "momentum")
     nesterov: bool = option(True, "Nesterov momentum")
