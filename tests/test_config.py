@@ -72,7 +72,17 @@ def test_help_lists_every_flag(capsys):
     with pytest.raises(SystemExit):
         config_parser("prog", "").parse_args(["--help"])
     text = capsys.readouterr().out
-    for flag in ("--target-macs", "--model", "--amp", "--no-amp", "--batch-size", "-j", "--recipe", "--teacher", "--resume"):
+    for flag in (
+        "--target-macs",
+        "--model",
+        "--amp",
+        "--no-amp",
+        "--batch-size",
+        "-j",
+        "--recipe",
+        "--teacher",
+        "--resume",
+    ):
         assert flag in text
 
 
