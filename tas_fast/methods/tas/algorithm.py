@@ -226,8 +226,11 @@ def _seconds(parts: dict[str, float], elapsed: float) -> Seconds:
 
 
 def _notes(config: Config) -> tuple[str, ...]:
-    method = config.method
-    notes = [f"{method.search} search, K = {method.num_fragments}, architecture derived by {method.derive}"]
+    notes = []
+    if config.run.max_steps:
+        notes.append(f"every epoch ended after {config.run.max_steps} steps (--max-steps), so accuracies mean little")
+    if config.data.limit:
+        notes.append(f"at most {config.data.limit} images were used (--limit)")
     if config.distill.teacher:
         notes.append(f"teacher loaded from {config.distill.teacher}, its training time is not counted")
     if not config.distill.enabled:
