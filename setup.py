@@ -54,7 +54,7 @@ def extensions(mode: str) -> dict:
         cpp_extension.CppExtension(
             "tas_fast._C",
             sorted(glob.glob("csrc/cpu/*.cpp")),
-            depends=glob.glob("csrc/*.h"),
+            depends=glob.glob("csrc/*.h") + glob.glob("csrc/cpu/*.h"),
             py_limited_api=True,
             extra_compile_args={"cxx": ["-O3", "-g0", "-fno-math-errno", "-fopenmp-simd", PLAIN_PATHS, TORCH_TARGET]},
         )
