@@ -55,8 +55,8 @@ def products(
         else:
             acc = tl.dot(tl.trans(g.to(tl.float32)), x, acc, input_precision="tf32x3")
     base = sums + (chunk * BLOCKS_I + block_i).to(tl.int64) * (2 * K + 1) * rows + j
-    for k in tl.static_range(K):
-        first, _, _ = taps(j, width_of(widths, index, k, INDEXED), widest)
+    for k in range(K):
+        first, _share, _double = taps(j, width_of(widths, index, k, INDEXED), widest)
         distance = i[None, :] - first[:, None]
         tl.store(base + 2 * k * rows, tl.sum(tl.where(distance == 0, acc, 0.0), 1))
         tl.store(base + (2 * k + 1) * rows, tl.sum(tl.where(distance == 1, acc, 0.0), 1))
@@ -146,14 +146,14 @@ def gradients(
     block = tl.program_id(0)
     role = tl.program_id(1)
     i = block * BLOCK_I + tl.arange(0, BLOCK_I)
-    _, widest = extremes(widths, index, K, INDEXED)
+    _narrowest, widest = extremes(widths, index, K, INDEXED)
     if role < n:
         if TABLES:
             to_weight = tl.zeros([BLOCK_I], tl.float32)
             to_bias = tl.zeros([BLOCK_I], tl.float32)
-            for k in tl.static_range(K):
+            for k in range(K):
                 if row_of(index, k, INDEXED) == role:
-                    by_bias, by_weight, _ = column_sums(
+                    by_bias, by_weight, _scale = column_sums(
                         sums, mean, rstd, widths, index, k, i, widest, read, rows,
                         K, INDEXED, TRAINING, SPLIT, BLOCK_J, BLOCK_I,
                     )  # fmt: skip
@@ -166,7 +166,7 @@ def gradients(
         if block < table_blocks:
             constant = tl.zeros([BLOCK_I], tl.float32)
             linear = tl.zeros([BLOCK_I], tl.float32)
-            for k in tl.static_range(K):
+            for k in range(K):
                 by_bias, by_weight, factor = column_sums(
                     sums, mean, rstd, widths, index, k, i, widest, read, rows,
                     K, INDEXED, TRAINING, SPLIT, BLOCK_J, BLOCK_I,
@@ -187,12 +187,12 @@ def gradients(
                 )  # fmt: skip
     elif block == 0:  # noqa: SIM102  the compiler knows one condition, the device the other
         if PROBS:
-            for k in tl.static_range(K):
+            for k in range(K):
                 total = tl.zeros([BLOCK_I], tl.float32)
                 row = row_of(index, k, INDEXED)
                 for start in range(0, widest, BLOCK_I):
                     channel = start + tl.arange(0, BLOCK_I)
-                    by_bias, by_weight, _ = column_sums(
+                    by_bias, by_weight, _scale = column_sums(
                         sums, mean, rstd, widths, index, k, channel, widest, read, rows,
                         K, INDEXED, TRAINING, SPLIT, BLOCK_J, BLOCK_I,
                     )  # fmt: skip
@@ -212,7 +212,7 @@ def transposed(
     for start in range(0, table_rows, BLOCK_J):
         j = start + tl.arange(0, BLOCK_J)
         matrix = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
-        for k in tl.static_range(K):
+        for k in range(K):
             width = width_of(widths, index, k, INDEXED)
             inside = i < tl.minimum(width, read)
             factor = tl.load(rstd + (0 if TRAINING else k) * read + i, mask=inside, other=0.0)

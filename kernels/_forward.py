@@ -69,12 +69,12 @@ def update_running(
     K: tl.constexpr, INDEXED: tl.constexpr,
 ):  # fmt: skip
     """Move the statistics of every sampled row once, by as much as its mentions in `index` together would."""
-    for k in tl.static_range(K):
+    for k in range(K):
         row = row_of(index, k, INDEXED)
         width = width_of(widths, index, k, INDEXED)
         keep = 1.0 - momentum
         if INDEXED:
-            for other in tl.static_range(K):
+            for other in range(K):
                 if other != k:
                     same = row_of(index, other, INDEXED) == row
                     if other < k:
@@ -112,7 +112,7 @@ def prepare(
             update_running(running_mean, running_var, mean, var, widths, index, i, columns, momentum, K, INDEXED)
         reference = mean
     else:
-        for k in tl.static_range(K):
+        for k in range(K):
             pointers = row_of(index, k, INDEXED) * columns + i
             var = tl.load(running_var + pointers, mask=inside, other=1.0)
             tl.store(mean_out + k * read + i, tl.load(running_mean + pointers, mask=inside, other=0.0), mask=inside)
@@ -121,7 +121,7 @@ def prepare(
     if SPLIT:
         reference = tl.zeros([BLOCK_I], tl.float32)
 
-    _, widest = extremes(widths, index, K, INDEXED)
+    _narrowest, widest = extremes(widths, index, K, INDEXED)
     if K == 1:
         pointers = row_of(index, 0, INDEXED) * columns + i
         if TRAINING:
@@ -138,7 +138,7 @@ def prepare(
             j = start + tl.arange(0, BLOCK_J)
             matrix = tl.zeros([BLOCK_J, BLOCK_I], tl.float32)
             shift = tl.zeros([BLOCK_J, BLOCK_I], tl.float32)
-            for k in tl.static_range(K):
+            for k in range(K):
                 pointers = row_of(index, k, INDEXED) * columns + i
                 factor = tl.load(weight + pointers, mask=inside, other=0.0)
                 if TRAINING:

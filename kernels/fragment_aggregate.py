@@ -185,7 +185,7 @@ def fragment_aggregate_backward(
             grad_probs, grad_weight, grad_bias, table, level, slope,
             plan.pixels, plan.read, weight.size(1), rows, plan.rows, plan.columns, table_blocks, n,
             K=plan.fragments, INDEXED=plan.indexed, TRAINING=training, SPLIT=plan.split,
-            PROBS=needs_probs, TABLES=needs_tables, BLOCK_J=small, BLOCK_I=small, num_warps=4,
+            PROBS=needs_probs, TABLES=needs_tables, BLOCK_J=small, BLOCK_I=small, num_warps=8,
         )  # fmt: skip
         if needs_y:
             _spread(
