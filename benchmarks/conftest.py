@@ -42,11 +42,11 @@ def compare(benchmark: BenchmarkFixture, device: torch.device) -> Callable[..., 
     """Return compare(calls, subject=..., bytes_floor=...), which measures all calls in turn.
 
     Taking turns, drift of the machine meets every provider alike. extra_info gets the median seconds of every provider,
-    ratios to the subject (above 1: the subject is faster), the bytes that must move at least, and the bandwidth that
-    the subject reached with them. The benchmark's own statistics are the subject's.
+    ratios to the subject (above 1: the subject is faster), and where given the bytes that must move at least with the
+    bandwidth that the subject reached. The benchmark's own statistics are the subject's.
     """
 
-    def run(calls: dict[str, Call], *, subject: str, bytes_floor: int) -> None:
+    def run(calls: dict[str, Call], *, subject: str, bytes_floor: int | None = None) -> None:
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for call in calls.values():
             measure(call, device)
@@ -58,9 +58,10 @@ def compare(benchmark: BenchmarkFixture, device: torch.device) -> Callable[..., 
             describe(device),
             median_seconds=median,
             ratio_to_subject={name: value / median[subject] for name, value in median.items() if name != subject},
-            bytes_floor=bytes_floor,
-            gigabytes_per_second=bytes_floor / median[subject] / 1e9,
         )
+        if bytes_floor is not None:
+            bandwidth = bytes_floor / median[subject] / 1e9
+            benchmark.extra_info.update(bytes_floor=bytes_floor, gigabytes_per_second=bandwidth)
         benchmark.pedantic(lambda: measure(calls[subject], device), rounds=ROUNDS, warmup_rounds=1)
 
     return run
