@@ -1,7 +1,7 @@
 """One search step (weights and architecture): the original's formulation, plain training, and ours, taking turns.
 
-`median_seconds` has `original` (float32, contiguous), `original_channels_last`, `two_training_steps` (the unpruned network
-twice, channels_last: what a user has in mind as the least), `ours` (float32) and `ours_amp`.
+`median_seconds` has `original` (float32, contiguous), `original_channels_last`, `two_training_steps` (of the unpruned
+network, channels_last: what a user has in mind as the least), `ours` (float32) and `ours_amp`.
 """
 
 from dataclasses import dataclass
