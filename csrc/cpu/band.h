@@ -77,15 +77,21 @@ struct lane_index<double> {
 };
 
 // The same map for pixels whose channels are adjacent, `lanes` rows at a time. Vector q makes the rows row[q] .. row[q] + lanes
-// - 1 (the last one overlaps its neighbour) in slots: slot s loads `lanes` neighbouring channels of source[s] from offset[s]
-// on, permutes them by its indices unless they are straight, subtracts shift and multiplies by weight. A source's rows hold at
-// least `lanes` numbers, so nothing is read beyond them.
+// - 1 (the last one overlaps its neighbour) from groups of slots. A group loads `lanes` neighbouring channels of its source from
+// `first` on, and with kind pair more from `second` on. Each of its slots permutes them by its indices, unless the group is
+// straight, subtracts shift and multiplies by weight. Rows hold at least `lanes` numbers, so nothing is read beyond them.
 template <typename A>
 struct Program {
   using Index = typename lane_index<A>::type;
+  enum Kind : int32_t { straight, single, pair };
+  struct Group {
+    Kind kind;
+    int32_t source, first, second, begin, end;
+  };
 
   int64_t lanes, rows;
-  std::vector<int32_t> row, begin{0}, source, offset, straight, entry;
+  std::vector<int32_t> row, begin{0}, group_begin{0}, entry;  // begin: slots of vector q; entry: of each slot and lane, or -1
+  std::vector<Group> groups;
   std::vector<Index> index;
   std::vector<A> weight, shift, bias;
 
@@ -102,7 +108,8 @@ struct Program {
       for (int64_t d = 0; d < map.pattern.sources(); ++d) {
         add_slots(map, row[q], count, d);
       }
-      begin.push_back(static_cast<int32_t>(source.size()));
+      begin.push_back(static_cast<int32_t>(slots()));
+      group_begin.push_back(static_cast<int32_t>(groups.size()));
     }
   }
 
@@ -110,7 +117,7 @@ struct Program {
     return static_cast<int64_t>(row.size());
   }
   int64_t slots() const {
-    return static_cast<int64_t>(source.size());
+    return static_cast<int64_t>(entry.size()) / lanes;
   }
   // Channels that the rows of a source or result with this many channels are padded to.
   int64_t padded(int64_t channels) const {
@@ -118,67 +125,86 @@ struct Program {
   }
 
  private:
+  // Entries of a row that no slot has taken yet.
+  struct Open {
+    int32_t next, stop;
+  };
+
   // Cover the entries of `count` rows that read source d: each slot takes from every row its next entry, if near enough.
   void add_slots(const BandMap<A>& map, int64_t first_row, int64_t count, int64_t d) {
     const Pattern& pattern = map.pattern;
     const int32_t low = pattern.first[d], high = pattern.first[d + 1];
     const int64_t length = padded(high - low);
-    std::vector<std::pair<int32_t, int32_t>> open(count);
+    std::vector<Open> open(count);
     for (int64_t l = 0; l < count; ++l) {
-      int32_t e = pattern.begin[first_row + l], stop = pattern.begin[first_row + l + 1];
-      while (e < stop && pattern.columns[e] < low) {
-        ++e;
-      }
-      while (stop > e && pattern.columns[stop - 1] >= high) {
-        --stop;
-      }
-      open[l] = {e, stop};
+      const auto start = pattern.columns.begin() + pattern.begin[first_row + l];
+      const auto stop = pattern.columns.begin() + pattern.begin[first_row + l + 1];
+      open[l].next = static_cast<int32_t>(std::lower_bound(start, stop, low) - pattern.columns.begin());
+      open[l].stop = static_cast<int32_t>(std::lower_bound(start, stop, high) - pattern.columns.begin());
     }
     for (;;) {
       int32_t smallest = high;
-      for (const auto& [e, stop] : open) {
-        smallest = e < stop ? std::min(smallest, pattern.columns[e]) : smallest;
+      for (const Open& o : open) {
+        smallest = o.next < o.stop ? std::min(smallest, pattern.columns[o.next]) : smallest;
       }
       if (smallest == high) {
         return;
       }
-      const int64_t from = std::min<int64_t>(smallest - low, length - lanes);
-      const int64_t base = static_cast<int64_t>(source.size()) * lanes;
-      index.resize(base + lanes);
-      weight.resize(base + lanes, A(0));
-      shift.resize(base + lanes, A(0));
-      entry.resize(base + lanes, -1);
-      int64_t smallest_step = length, largest_step = -lanes;
-      for (int64_t l = 0; l < lanes; ++l) {
-        index[base + l] = static_cast<Index>(l);
-        if (l >= count) {
-          continue;
-        }
-        auto& [e, stop] = open[l];
-        const int64_t place = e < stop ? pattern.columns[e] - low - from : lanes;
-        if (place >= lanes) {
-          index[base + l] = own_place(pattern, first_row + l, low + from, l);
-          continue;
-        }
-        index[base + l] = static_cast<Index>(place);
-        weight[base + l] = map.weight.empty() ? A(0) : map.weight[e];
-        shift[base + l] = map.shift.empty() ? A(0) : map.shift[pattern.columns[e]];
-        entry[base + l] = e;
-        smallest_step = std::min(smallest_step, from + place - l);
-        largest_step = std::max(largest_step, from + place - l);
-        ++e;
-      }
-      const bool same = smallest_step == largest_step && smallest_step >= 0 && smallest_step + lanes <= length;
-      source.push_back(static_cast<int32_t>(d));
-      offset.push_back(static_cast<int32_t>(same ? smallest_step : from));
-      straight.push_back(same);
+      const int64_t first = std::max<int64_t>(std::min((smallest - low) / lanes * lanes, length - 2 * lanes), 0);
+      add_slot(map, open, first_row, low, length, first, std::min(first + lanes, length - lanes), d);
     }
   }
 
+  void add_slot(const BandMap<A>& map, std::vector<Open>& open, int64_t first_row, int64_t low, int64_t length, int64_t first,
+      int64_t second, int64_t d) {
+    const Pattern& pattern = map.pattern;
+    const int64_t slot = slots(), base = slot * lanes;
+    index.resize(base + lanes);
+    weight.resize(base + lanes, A(0));
+    shift.resize(base + lanes, A(0));
+    entry.resize(base + lanes, -1);
+    int64_t least_step = length, largest_step = -lanes;
+    bool in_first = true;
+    for (int64_t l = 0; l < lanes; ++l) {
+      index[base + l] = static_cast<Index>(l);
+      if (l >= static_cast<int64_t>(open.size())) {
+        continue;
+      }
+      Open& o = open[l];
+      const int64_t column = o.next < o.stop ? pattern.columns[o.next] - low : length;
+      if (column >= second + lanes) {
+        index[base + l] = own_place(pattern, first_row + l, low, first, l);
+        continue;
+      }
+      index[base + l] = static_cast<Index>(column < first + lanes ? column - first : lanes + column - second);
+      weight[base + l] = map.weight.empty() ? A(0) : map.weight[o.next];
+      shift[base + l] = map.shift.empty() ? A(0) : map.shift[low + column];
+      entry[base + l] = o.next++;
+      in_first = in_first && column < first + lanes;
+      least_step = std::min(least_step, column - l);
+      largest_step = std::max(largest_step, column - l);
+    }
+    const int32_t at = static_cast<int32_t>(slot), source = static_cast<int32_t>(d);
+    if (least_step == largest_step && least_step >= 0 && least_step + lanes <= length) {
+      groups.push_back({straight, source, static_cast<int32_t>(least_step), 0, at, at + 1});
+      return;
+    }
+    const Kind kind = in_first ? single : pair;
+    if (static_cast<int64_t>(groups.size()) > group_begin.back()) {
+      Group& last = groups.back();
+      if (last.kind != straight && last.source == d && last.first == first) {
+        last.kind = std::max(last.kind, kind);
+        last.end = at + 1;
+        return;
+      }
+    }
+    groups.push_back({kind, source, static_cast<int32_t>(first), static_cast<int32_t>(second), at, at + 1});
+  }
+
   // Where a row without an entry in this slot looks: at a channel that it reads anyhow, so that a NaN stays where it belongs.
-  Index own_place(const Pattern& pattern, int64_t r, int64_t from, int64_t lane) const {
+  Index own_place(const Pattern& pattern, int64_t r, int64_t low, int64_t first, int64_t lane) const {
     for (int32_t e = pattern.begin[r]; e < pattern.begin[r + 1]; ++e) {
-      const int64_t place = pattern.columns[e] - from;
+      const int64_t place = pattern.columns[e] - low - first;
       if (place >= 0 && place < lanes) {
         return static_cast<Index>(place);
       }

@@ -33,9 +33,9 @@ template <typename T, typename A = accumulate_t<T>>
 struct Kernels {
   int64_t lanes;
 
-  // Copies `channels` of each pixel, minus shift, to rows of `out_stride` >= lanes.
+  // Copies `channels` of each pixel to rows of `out_stride` >= lanes.
   void (*stage_pixels)(const T* in, const T* gate, int64_t in_stride, const T* limit, A* out, int64_t out_stride, int64_t pixels,
-      int64_t channels, const A* shift);
+      int64_t channels);
   // Copies planes, minus shift per plane, and pads each with zeros to out_stride.
   void (*stage_planes)(const T* in, const T* gate, int64_t in_stride, A* out, int64_t out_stride, int64_t planes, int64_t size,
       const A* shift);
@@ -55,9 +55,9 @@ struct Kernels {
   // For one channel over `count` planes of `size` >= lanes.
   void (*moments_planes)(const T* in, int64_t stride, int64_t count, int64_t size, RoughMoments<A> result);
   // Adds sum g_r and sum g_r source_column(e) to sums: for vector q of the program `lanes` of the former at
-  // lanes * (begin[q] + q), those of its slots behind.
-  void (*reduce_pixels)(const Program<A>& program, const A* const* source, const int64_t* stride, const A* g, int64_t g_stride,
-      int64_t pixels, A* sums);
+  // lanes * (begin[q] + q), those of its slots behind. Sources and g have at least `lanes` channels.
+  void (*reduce_pixels)(const Program<A>& program, const A* const* source, const int64_t* stride, bool centred, const T* g,
+      const T* gate, int64_t g_stride, int64_t pixels, A* sums);
   // The same by plane, with row r and its entries in place of q and its slots and partial sums in the lanes. Planes are padded
   // to a multiple of `lanes` with zeros; `staged` holds one of them.
   void (*reduce_planes)(const Pattern& pattern, const A* const* plane, const T* g, const T* gate, int64_t g_stride, int64_t size,

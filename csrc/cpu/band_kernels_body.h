@@ -4,7 +4,8 @@
 
 namespace tas_fast::TAS_FAST_UNIT {
 
-#define TAS_FAST_INLINE inline __attribute__((always_inline))
+#define TAS_FAST_INLINED __attribute__((always_inline))
+#define TAS_FAST_INLINE inline TAS_FAST_INLINED
 
 template <typename A>
 struct Vector;
@@ -94,6 +95,19 @@ TAS_FAST_INLINE V permuted(V v, I index) {
   return __builtin_shuffle(v, index);
 #endif
 }
+template <typename V, typename I>
+TAS_FAST_INLINE V permuted(V v, V w, I index) {
+#ifdef __clang__
+  constexpr int64_t lanes = sizeof(V) / sizeof(v[0]);
+  V result;
+  for (int64_t l = 0; l < lanes; ++l) {
+    result[l] = index[l] < lanes ? v[index[l]] : w[index[l] - lanes];
+  }
+  return result;
+#else
+  return __builtin_shuffle(v, w, index);
+#endif
+}
 
 template <typename V>
 TAS_FAST_INLINE V positive(V v) {
@@ -116,24 +130,19 @@ TAS_FAST_INLINE V gated_load(const T* in, const T* gate, int64_t i) {
 
 template <typename T, typename A = accumulate_t<T>>
 void stage_pixels(const T* in, const T* gate, int64_t in_stride, const T* limit, A* out, int64_t out_stride, int64_t pixels,
-    int64_t channels, const A* shift) {
+    int64_t channels) {
   constexpr int64_t lanes = lanes_of<A>;
-  using V = vector_t<A>;
   for (int64_t p = 0; p < pixels; ++p, in += in_stride, out += out_stride) {
     const T* gate_row = gate == nullptr ? nullptr : gate + p * in_stride;
     if (channels < lanes && limit - in < lanes) {
       for (int64_t c = 0; c < channels; ++c) {
-        out[c] = gated_number(in, gate_row, c) - (shift == nullptr ? A(0) : shift[c]);
+        out[c] = gated_number(in, gate_row, c);
       }
       continue;
     }
     for (int64_t c = 0; c < channels; c += lanes) {
       const int64_t at = c + lanes <= channels || channels < lanes ? c : channels - lanes;
-      V v = gated_load(in, gate_row, at);
-      if (shift != nullptr) {
-        v -= load(shift + at);
-      }
-      store(out + at, v);
+      store(out + at, gated_load(in, gate_row, at));
     }
   }
 }
@@ -183,6 +192,52 @@ void gate_rows(const T* in, const T* gate, int64_t in_stride, const T* limit, T*
   }
 }
 
+// Pixels or vectors in flight, as many as the registers hold.
+constexpr int block = TAS_FAST_BYTES == 64 ? 8 : 2;
+
+// Calls use(s, of) for the slots s of a group, where of(u) are the channels that the slot reads of pixel p + u.
+template <int kind, int pixels, typename A, typename Use>
+TAS_FAST_INLINE void each_slot_of_kind(const Program<A>& program, const typename Program<A>::Group& group,
+    const A* const* source, const int64_t* stride, int64_t p, const Use& use) {
+  const int64_t step = stride[group.source];
+  const A* from = source[group.source] + p * step;
+  vector_t<A> first[pixels], second[kind == Program<A>::pair ? pixels : 1];
+  for (int u = 0; u < pixels; ++u) {
+    first[u] = load(from + u * step + group.first);
+    if constexpr (kind == Program<A>::pair) {
+      second[u] = load(from + u * step + group.second);
+    }
+  }
+  for (int64_t s = group.begin; s < group.end; ++s) {
+    if constexpr (kind == Program<A>::straight) {
+      use(s, [&](int u) TAS_FAST_INLINED { return first[u]; });
+    } else {
+      const index_t<A> index = load_index<A>(program.index.data() + s * lanes_of<A>);
+      if constexpr (kind == Program<A>::single) {
+        use(s, [&](int u) TAS_FAST_INLINED { return permuted(first[u], index); });
+      } else {
+        use(s, [&](int u) TAS_FAST_INLINED { return permuted(first[u], second[u], index); });
+      }
+    }
+  }
+}
+
+template <int pixels, typename A, typename Use>
+TAS_FAST_INLINE void each_slot(const Program<A>& program, const A* const* source, const int64_t* stride, int64_t q, int64_t p,
+    const Use& use) {
+  const auto* group = program.groups.data() + program.group_begin.data()[q];
+  const auto* last = program.groups.data() + program.group_begin.data()[q + 1];
+  for (; group != last; ++group) {
+    if (group->kind == Program<A>::straight) {
+      each_slot_of_kind<Program<A>::straight, pixels>(program, *group, source, stride, p, use);
+    } else if (group->kind == Program<A>::single) {
+      each_slot_of_kind<Program<A>::single, pixels>(program, *group, source, stride, p, use);
+    } else {
+      each_slot_of_kind<Program<A>::pair, pixels>(program, *group, source, stride, p, use);
+    }
+  }
+}
+
 template <bool centred, int pixels, typename T, typename A>
 TAS_FAST_INLINE void map_some_pixels(const Program<A>& program, const A* const* source, const int64_t* stride, int64_t q,
     int64_t p, const MapTail<T>& tail) {
@@ -193,25 +248,19 @@ TAS_FAST_INLINE void map_some_pixels(const Program<A>& program, const A* const* 
   for (int u = 0; u < pixels; ++u) {
     sum[u] = bias;
   }
-  const A *weights = program.weight.data(), *shifts = program.shift.data();
-  const auto* indices = program.index.data();
-  for (int64_t s = program.begin.data()[q]; s < program.begin.data()[q + 1]; ++s) {
-    const int64_t d = program.source.data()[s], step = stride[d];
-    const A* from = source[d] + p * step + program.offset.data()[s];
-    const V weight = load(weights + s * lanes), shift = load(shifts + s * lanes);
-    if (program.straight.data()[s]) {
+  each_slot<pixels>(program, source, stride, q, p, [&](int64_t s, const auto& of) TAS_FAST_INLINED {
+    const V weight = load(program.weight.data() + s * lanes);
+    if constexpr (centred) {
+      const V shift = load(program.shift.data() + s * lanes);
       for (int u = 0; u < pixels; ++u) {
-        const V v = load(from + u * step);
-        sum[u] += weight * (centred ? v - shift : v);
+        sum[u] += weight * (of(u) - shift);
       }
     } else {
-      const index_t<A> index = load_index<A>(indices + s * lanes);
       for (int u = 0; u < pixels; ++u) {
-        const V v = permuted(load(from + u * step), index);
-        sum[u] += weight * (centred ? v - shift : v);
+        sum[u] += weight * of(u);
       }
     }
-  }
+  });
   const int64_t row = program.row.data()[q];
   if (tail.z != nullptr) {
     const V scale = load(tail.z_scale + row), shift = load(tail.z_shift + row);
@@ -237,7 +286,6 @@ TAS_FAST_INLINE void map_some_pixels(const Program<A>& program, const A* const* 
 template <bool centred, typename T, typename A>
 TAS_FAST_INLINE void map_all_pixels(
     const Program<A>& program, const A* const* source, const int64_t* stride, int64_t pixels, const MapTail<T>& tail) {
-  constexpr int block = 8;
   for (int64_t q = 0; q < program.vectors(); ++q) {
     int64_t p = 0;
     for (; p + block <= pixels; p += block) {
@@ -298,12 +346,14 @@ TAS_FAST_INLINE void map_some_of_plane(
 template <bool centred, typename T, typename A>
 TAS_FAST_INLINE void map_all_planes(const BandMap<A>& map, const A* const* plane, int64_t size, const MapTail<T>& tail) {
   constexpr int64_t lanes = lanes_of<A>;
-  constexpr int block = 4;
   const int64_t rows = static_cast<int64_t>(map.pattern.begin.size()) - 1;
   for (int64_t r = 0; r < rows; ++r) {
     int64_t p = 0;
     for (; p + block * lanes <= size; p += block * lanes) {
       map_some_of_plane<centred, block>(map, plane, r, p, tail);
+    }
+    for (; p + block / 2 * lanes <= size; p += block / 2 * lanes) {
+      map_some_of_plane<centred, block / 2>(map, plane, r, p, tail);
     }
     for (; p < size; p += lanes) {
       map_some_of_plane<centred, 1>(map, plane, r, p + lanes <= size ? p : size - lanes, tail);
@@ -431,51 +481,62 @@ void moments_planes(const T* in, int64_t stride, int64_t count, int64_t size, Ro
   *result.squares = total_of<V, A>((square[0] + square[1]) + (square[2] + square[3])) + last_square;
 }
 
-template <int pixels, typename A>
-TAS_FAST_INLINE void reduce_some_pixels(const Program<A>& program, const A* const* source, const int64_t* stride, const A* g,
-    int64_t g_stride, int64_t q, int64_t p, A* sums) {
-  constexpr int64_t lanes = lanes_of<A>;
-  using V = vector_t<A>;
-  V value[pixels], first{}, second{};
-  for (int u = 0; u < pixels; ++u) {
-    value[u] = load(g + (p + u) * g_stride + program.row.data()[q]);
-    (u % 2 ? second : first) += value[u];
-  }
-  const int64_t begin = program.begin.data()[q];
-  sums += (begin + q) * lanes;
-  store(sums, load(sums) + (first + second));
-  for (int64_t s = begin; s < program.begin.data()[q + 1]; ++s) {
-    sums += lanes;
-    const int64_t d = program.source.data()[s], step = stride[d];
-    const A* from = source[d] + p * step + program.offset.data()[s];
-    first = V{};
-    second = V{};
-    if (program.straight.data()[s]) {
-      for (int u = 0; u < pixels; ++u) {
-        (u % 2 ? second : first) += value[u] * load(from + u * step);
-      }
-    } else {
-      const index_t<A> index = load_index<A>(program.index.data() + s * lanes);
-      for (int u = 0; u < pixels; ++u) {
-        (u % 2 ? second : first) += value[u] * permuted(load(from + u * step), index);
-      }
-    }
-    store(sums, load(sums) + (first + second));
-  }
+template <typename V, typename A>
+TAS_FAST_INLINE void add_to(A* sums, V v) {
+  store(sums, load(sums) + v);
 }
 
-template <typename A>
-void reduce_pixels(const Program<A>& program, const A* const* source, const int64_t* stride, const A* g, int64_t g_stride,
-    int64_t pixels, A* sums) {
-  constexpr int block = 8;
+template <bool centred, int pixels, typename T, typename A>
+TAS_FAST_INLINE void reduce_some_pixels(const Program<A>& program, const A* const* source, const int64_t* stride, const T* g,
+    const T* gate, int64_t g_stride, int64_t q, int64_t p, A* sums) {
+  constexpr int64_t lanes = lanes_of<A>;
+  using V = vector_t<A>;
+  V value[pixels], part[2] = {};
+  const int64_t at = p * g_stride + program.row.data()[q];
+  for (int u = 0; u < pixels; ++u) {
+    value[u] = gated_load(g, gate, at + u * g_stride);
+    part[u % 2] += value[u];
+  }
+  sums += (program.begin.data()[q] + q) * lanes;
+  add_to(sums, part[0] + part[1]);
+  each_slot<pixels>(program, source, stride, q, p, [&](int64_t s, const auto& of) TAS_FAST_INLINED {
+    V product[2] = {};
+    if constexpr (centred) {
+      const V shift = load(program.shift.data() + s * lanes);
+      for (int u = 0; u < pixels; ++u) {
+        product[u % 2] += value[u] * (of(u) - shift);
+      }
+    } else {
+      for (int u = 0; u < pixels; ++u) {
+        product[u % 2] += value[u] * of(u);
+      }
+    }
+    sums += lanes;
+    add_to(sums, product[0] + product[1]);
+  });
+}
+
+template <bool centred, typename T, typename A>
+TAS_FAST_INLINE void reduce_all_pixels(const Program<A>& program, const A* const* source, const int64_t* stride, const T* g,
+    const T* gate, int64_t g_stride, int64_t pixels, A* sums) {
   for (int64_t q = 0; q < program.vectors(); ++q) {
     int64_t p = 0;
     for (; p + block <= pixels; p += block) {
-      reduce_some_pixels<block>(program, source, stride, g, g_stride, q, p, sums);
+      reduce_some_pixels<centred, block>(program, source, stride, g, gate, g_stride, q, p, sums);
     }
     for (; p < pixels; ++p) {
-      reduce_some_pixels<1>(program, source, stride, g, g_stride, q, p, sums);
+      reduce_some_pixels<centred, 1>(program, source, stride, g, gate, g_stride, q, p, sums);
     }
+  }
+}
+
+template <typename T, typename A = accumulate_t<T>>
+void reduce_pixels(const Program<A>& program, const A* const* source, const int64_t* stride, bool centred, const T* g,
+    const T* gate, int64_t g_stride, int64_t pixels, A* sums) {
+  if (centred) {
+    reduce_all_pixels<true>(program, source, stride, g, gate, g_stride, pixels, sums);
+  } else {
+    reduce_all_pixels<false>(program, source, stride, g, gate, g_stride, pixels, sums);
   }
 }
 
@@ -508,7 +569,7 @@ template <typename T, typename A = accumulate_t<T>>
 void reduce_planes(const Pattern& pattern, const A* const* plane, const T* g, const T* gate, int64_t g_stride, int64_t size,
     A* staged, A* sums) {
   constexpr int64_t lanes = lanes_of<A>;
-  constexpr int block = 4;
+  constexpr int some = block / 2;
   const int64_t rows = static_cast<int64_t>(pattern.begin.size()) - 1;
   const int64_t padded = (size + lanes - 1) / lanes * lanes;
   for (int64_t r = 0; r < rows; ++r) {
@@ -516,6 +577,9 @@ void reduce_planes(const Pattern& pattern, const A* const* plane, const T* g, co
     int64_t p = 0;
     for (; p + block * lanes <= padded; p += block * lanes) {
       reduce_some_of_plane<block>(pattern, plane, staged, r, p, sums);
+    }
+    for (; p + some * lanes <= padded; p += some * lanes) {
+      reduce_some_of_plane<some>(pattern, plane, staged, r, p, sums);
     }
     for (; p < padded; p += lanes) {
       reduce_some_of_plane<1>(pattern, plane, staged, r, p, sums);
@@ -542,8 +606,9 @@ void flush_sums(A* sums, double* total, int64_t count) {
 
 template <typename T, typename A = accumulate_t<T>>
 const Kernels<T> table{lanes_of<A>, stage_pixels<T>, stage_planes<T>, gate_rows<T>, map_pixels<T>, map_planes<T>,
-    finish_pixels<T>, moments_pixels<T>, moments_planes<T>, reduce_pixels<A>, reduce_planes<T>, flush_lanes<A>, flush_sums<A>};
+    finish_pixels<T>, moments_pixels<T>, moments_planes<T>, reduce_pixels<T>, reduce_planes<T>, flush_lanes<A>, flush_sums<A>};
 
 #undef TAS_FAST_INLINE
+#undef TAS_FAST_INLINED
 
 }  // namespace tas_fast::TAS_FAST_UNIT

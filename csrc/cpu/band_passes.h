@@ -164,7 +164,7 @@ Moments moments(const T* in, int64_t channels, int64_t used, const Geometry& geo
         kernel.moments_pixels(from, channels, end - begin, used, rough);
       } else {
         const T* limit = in + geometry.pixels() * channels;
-        kernel.stage_pixels(from, nullptr, channels, limit, staged, lanes, end - begin, used, nullptr);
+        kernel.stage_pixels(from, nullptr, channels, limit, staged, lanes, end - begin, used);
         kernels<A>().moments_pixels(staged, lanes, end - begin, lanes, rough);
       }
       const double count = static_cast<double>(end - begin);
@@ -231,7 +231,7 @@ void apply_by_pixel(
         const int64_t at = begin * channels, padded = program.padded(used);
         const T* limit = data + pixels * channels;
         kernel.stage_pixels(
-            data + at, gate == nullptr ? nullptr : gate + at, channels, limit, free, padded, count, used, nullptr);
+            data + at, gate == nullptr ? nullptr : gate + at, channels, limit, free, padded, count, used);
         free += tile * padded;
         return free - tile * padded;
       };
@@ -300,7 +300,7 @@ void apply_by_plane(
     const BandMap<A>& map, const std::vector<Input<T>>& inputs, const Geometry& geometry, const Output<T>& output) {
   const Kernels<T>& kernel = kernels<T>();
   const int64_t rows = map.pattern.rows(), plane = geometry.size, columns = map.pattern.first.back();
-  const PlaneTiles tiles(plane, 16384 / columns);
+  const PlaneTiles tiles(plane, 49152 / columns);
   const int64_t units = geometry.images * tiles.count, padded = round_up(tiles.longest(), plane_alignment);
   const int64_t chunks = chunks_of(units, geometry.pixels() * rows);
   bool in_place = true;
@@ -365,30 +365,36 @@ Sums reduce_by_pixel(const BandMap<A>& map, const std::vector<Input<T>>& inputs,
     std::vector<int64_t> stride(inputs.size());
     int64_t unflushed = 0;
     in_tiles(first, last, tile, false, [&](int64_t begin, int64_t end) {
+      const int64_t size = end - begin;
       A* free = memory;
-      int64_t column = 0;
-      const auto stage = [&](const Input<T>& input, const A* shift) {
+      const auto stage = [&](const Input<T>& input) {
         const int64_t at = begin * input.channels, padded = program.padded(input.used);
         const T* gate = input.gate == nullptr ? nullptr : input.gate + at;
-        kernel.stage_pixels(input.data + at, gate, input.channels, input.data + pixels * input.channels, free, padded,
-            end - begin, input.used, shift);
+        const T* limit = input.data + pixels * input.channels;
+        kernel.stage_pixels(input.data + at, gate, input.channels, limit, free, padded, size, input.used);
         free += tile * padded;
         return free - tile * padded;
       };
       for (size_t d = 0; d < inputs.size(); ++d) {
-        source[d] = stage(inputs[d], map.shift.empty() ? nullptr : map.shift.data() + column);
-        stride[d] = program.padded(inputs[d].used);
-        column += inputs[d].used;
+        const bool in_place = readable_in_place(inputs[d], kernel.lanes);
+        source[d] = in_place ? reinterpret_cast<const A*>(inputs[d].data + begin * inputs[d].channels) : stage(inputs[d]);
+        stride[d] = in_place ? inputs[d].channels : program.padded(inputs[d].used);
       }
-      const A* staged_g = stage(g, nullptr);
+      const T* from = g.data + begin * g.channels;
+      const T* gate = g.gate == nullptr ? nullptr : g.gate + begin * g.channels;
       if (gated.data != nullptr) {
         const bool flat = gated.channels == g.channels;
-        const int64_t at = begin * g.channels;
-        const int64_t of = flat ? 1 : end - begin, size = flat ? (end - begin) * g.channels : gated.channels;
-        kernel.gate_rows(g.data + at, g.gate == nullptr ? nullptr : g.gate + at, g.channels, g.data + pixels * g.channels,
-            gated.data + begin * gated.channels, gated.channels, gated.data + end * gated.channels, of, size);
+        kernel.gate_rows(from, gate, g.channels, g.data + pixels * g.channels, gated.data + begin * gated.channels,
+            gated.channels, gated.data + end * gated.channels, flat ? 1 : size, flat ? size * g.channels : gated.channels);
       }
-      kernel.reduce_pixels(program, source.data(), stride.data(), staged_g, padded_rows, end - begin, sums);
+      const bool centred = !map.shift.empty();
+      if (rows >= kernel.lanes) {
+        kernel.reduce_pixels(program, source.data(), stride.data(), centred, from, gate, g.channels, size, sums);
+      } else {
+        const A* staged_g = stage(g);
+        kernels<A>().reduce_pixels(
+            program, source.data(), stride.data(), centred, staged_g, nullptr, padded_rows, size, sums);
+      }
       unflushed += end - begin;
       if (unflushed >= 1024 || end == last) {
         kernel.flush_lanes(sums, partial[chunk].data(), count);
@@ -424,7 +430,7 @@ Sums reduce_by_plane(const BandMap<A>& map, const std::vector<Input<T>>& inputs,
     const Gated<T>& gated) {
   const Kernels<T>& kernel = kernels<T>();
   const int64_t rows = map.pattern.rows(), plane = geometry.size, columns = map.pattern.first.back();
-  const PlaneTiles tiles(plane, 8192 / columns);
+  const PlaneTiles tiles(plane, 49152 / columns);
   const int64_t units = geometry.images * tiles.count, padded = round_up(tiles.longest(), plane_alignment);
   const int64_t count = rows + map.pattern.entries();
   const int64_t chunks = chunks_of(units, geometry.pixels() * rows);

@@ -184,11 +184,22 @@ Statistics saved_statistics(const Fragments& fragments, const Tensor& mean, cons
   return result;
 }
 
-// What is subtracted from y before anything is summed or multiplied, so that a large mean cannot cost precision.
+// What is subtracted from y before anything is summed or multiplied, so that a large mean cannot cost precision; empty where no
+// mean is large compared with its deviation.
 template <typename A>
 std::vector<A> shift_of(const Fragments& fragments, const Statistics& statistics) {
   const auto begin = statistics.mean.begin() + fragments.widest * statistics.stride;
-  return {begin, begin + fragments.largest};
+  for (size_t i = 0; i < statistics.mean.size(); ++i) {
+    if (!(std::abs(statistics.mean[i]) * statistics.rstd[i] <= 8)) {
+      return {begin, begin + fragments.largest};
+    }
+  }
+  return {};
+}
+
+template <typename A>
+double shift_at(const std::vector<A>& shift, int64_t i) {
+  return shift.empty() ? 0.0 : static_cast<double>(shift[i]);
 }
 
 template <typename A>
@@ -204,7 +215,7 @@ BandMap<A> forward_map(const Fragments& fragments, const Statistics& statistics,
     fragments.each(k, [&](int64_t j, int64_t i, double share, int32_t e) {
       const double scale = prob * share * weights.at(row, i) * rstd[i];
       factor[e] += scale;
-      offset[j] += prob * share * biases.at(row, i) + scale * (map.shift[i] - mean[i]);
+      offset[j] += prob * share * biases.at(row, i) + scale * (shift_at(map.shift, i) - mean[i]);
     });
   }
   map.weight.assign(factor.begin(), factor.end());
@@ -290,7 +301,7 @@ struct ParameterGradients {
       double *of_bias = by_bias.data() + k * fragments.largest, *of_weight = by_weight.data() + k * fragments.largest;
       fragments.each(k, [&](int64_t j, int64_t i, double share, int32_t e) {
         of_bias[i] += share * sums.row[j];
-        of_weight[i] += share * rstd[i] * (sums.entry[e] - (mean[i] - shift[i]) * sums.row[j]);
+        of_weight[i] += share * rstd[i] * (sums.entry[e] - (mean[i] - shift_at(shift, i)) * sums.row[j]);
       });
     }
   }
