@@ -1,7 +1,7 @@
 // Fragment aggregation on the CPU; tas_fast/ops/fragment_aggregate.py says what it means.
 #include "../fragment_aggregate.h"
 
-#include "band_passes.h"
+#include "images.h"
 
 #include <array>
 #include <cmath>
@@ -95,35 +95,6 @@ struct Statistics {
   Statistics(int64_t fragments, int64_t channels, bool shared)
       : mean((shared ? 1 : fragments) * channels), rstd(mean.size()), stride(shared ? 0 : channels) {}
 };
-
-Geometry geometry_of(const Tensor& y) {
-  const int64_t size = y.size(2) * y.size(3);
-  return {y.size(0), size, size == 1 || is_channels_last(y)};
-}
-
-// Planes too small for the loops are worth a copy to the other layout.
-bool needs_other_layout(const Tensor& y) {
-  const int64_t size = y.size(2) * y.size(3);
-  return size > 1 && size < plane_alignment && !is_channels_last(y);
-}
-
-Tensor in_layout(const Tensor& x, MemoryFormat layout) {
-  return torch::stable::contiguous(x, layout);
-}
-
-Tensor uninitialised(const Tensor& like, std::vector<int64_t> sizes) {
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device());
-}
-
-Tensor uninitialised_images(const Tensor& like, int64_t channels, MemoryFormat layout) {
-  const std::vector<int64_t> sizes{like.size(0), channels, like.size(2), like.size(3)};
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt, layout);
-}
-
-template <typename T>
-const T* data_of(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
 
 // run += momentum * (value - run) for the first entries of every sampled row.
 template <typename A, typename Value>
@@ -247,16 +218,14 @@ std::tuple<Tensor, Tensor, Tensor> fragment_aggregate_cpu(const Tensor& y_, cons
   const Fragments fragments(name, widths, index, read);
 
   const MemoryFormat layout = layout_of(y_);
-  const bool turned = needs_other_layout(y_);
-  const MemoryFormat inner = turned ? MemoryFormat::ChannelsLast : layout;
+  const MemoryFormat inner = inner_layout(y_);
   const Tensor y = in_layout(y_, inner);
   const int64_t residual_channels = residual_.has_value() ? residual_->size(1) : 0;
   const Tensor residual = residual_.has_value() ? in_layout(*residual_, inner) : y;
   const Tensor out = uninitialised_images(y, std::max(out_channels, residual_channels), inner);
   const std::vector<int64_t> shape = training ? std::vector<int64_t>{read} : std::vector<int64_t>{probs.size(0), read};
   const Tensor mean = uninitialised(weight, shape), rstd = uninitialised(weight, shape);
-  Geometry geometry = geometry_of(y_);
-  geometry.by_pixel = geometry.by_pixel || turned;
+  const Geometry geometry = geometry_of(y, inner);
 
   TAS_FAST_DISPATCH_FLOATING(y.scalar_type(), "fragment_aggregate", [&] {
     using A = accumulate_t<scalar_t>;
@@ -285,7 +254,7 @@ std::tuple<Tensor, Tensor, Tensor> fragment_aggregate_cpu(const Tensor& y_, cons
     apply<scalar_t>(forward_map<A>(fragments, statistics, probs, weight, bias), {{in, y.size(1), fragments.largest}}, geometry,
         output);
   });
-  return {turned ? in_layout(out, layout) : out, mean, rstd};
+  return {in_layout(out, layout), mean, rstd};
 }
 
 // A_k^T G and A_k^T X of every fragment, side by side, and what follows from them alone.
@@ -391,12 +360,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fragment_aggregate_backward_c
   const bool needs_bias = output_mask[3], needs_residual = output_mask[4];
 
   const MemoryFormat layout = layout_of(y_);
-  const bool turned = needs_other_layout(y_);
-  const MemoryFormat inner = turned ? MemoryFormat::ChannelsLast : layout;
+  const MemoryFormat inner = inner_layout(y_);
   const Tensor y = in_layout(y_, inner), grad_out = in_layout(grad_out_, inner);
   const Tensor out = out_.has_value() ? in_layout(*out_, inner) : grad_out;
-  Geometry geometry = geometry_of(y_);
-  geometry.by_pixel = geometry.by_pixel || turned;
+  const Geometry geometry = geometry_of(y, inner);
 
   const auto wanted = [&](bool needed, const Tensor& like) {
     const std::vector<int64_t> none{0};
@@ -450,8 +417,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fragment_aggregate_backward_c
     }
     apply<scalar_t>(map, {g}, geometry, output);
   });
-  const auto as_given = [&](const Tensor& x, bool needed) { return turned && needed ? in_layout(x, layout) : x; };
-  return {as_given(grad_y, needs_y), grad_probs, grad_weight, grad_bias, as_given(grad_residual, needs_residual)};
+  return {needs_y ? in_layout(grad_y, layout) : grad_y, grad_probs, grad_weight, grad_bias,
+      needs_residual ? in_layout(grad_residual, layout) : grad_residual};
 }
 
 }  // namespace
