@@ -201,8 +201,9 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 momentum = 1 / float(self.num_batches_tracked)
-        weight = torch.ones(self.num_features, device=y.device) if self.weight is None else self.weight
-        bias = torch.zeros(self.num_features, device=y.device) if self.bias is None else self.bias
+        dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
+        weight = torch.ones(self.num_features, dtype=dtype, device=y.device) if self.weight is None else self.weight
+        bias = torch.zeros(self.num_features, dtype=dtype, device=y.device) if self.bias is None else self.bias
         return fused_batch_norm(
             y,
             weight,
