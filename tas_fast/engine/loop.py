@@ -78,7 +78,8 @@ def train(phase: Phase, session: Session) -> dict[str, Any]:
 
     Returns:
         {"seconds": training time, "step_ms": median time of one step, "images_per_second"}; the last two are of this
-            process's steps, None where it had none to do.
+            process's steps, None where it had none to do. On a GPU steps are timed between waits for the device, so
+            "step_ms" contains the waiting for data there.
 
     Raises:
         UserError: the loss became infinite or not a number.
@@ -86,15 +87,20 @@ def train(phase: Phase, session: Session) -> dict[str, Any]:
     """
     phase.method.prepare(phase.model, phase.optimizer)
     progress = _restore(phase, session) or Progress()
+    phase.model.train()
     started, earlier, images = time.perf_counter(), progress.seconds, 0
     with _bar(phase, progress) as bar:
         while progress.epoch < phase.epochs:
             phase.method.before_epoch(progress.epoch, phase.epochs)
+            mark, since = time.perf_counter(), 0
             for batch in _batches(phase, progress):
-                before = time.perf_counter()
-                _step(phase, progress, batch)
-                progress.step_ms.append(1e3 * (time.perf_counter() - before))
-                images += len(batch[0]) * (len(batch) // 2)
+                if phase.precision.device.type == "cpu":
+                    mark = time.perf_counter()  # without the wait for data
+                fetched, since = _step(phase, progress, batch), since + 1
+                if fetched or phase.precision.device.type == "cpu":
+                    progress.step_ms.append(1e3 * (time.perf_counter() - mark) / since)
+                    mark, since = time.perf_counter(), 0
+                images += sum(len(part) for part in batch[::2])  # a search step sees two batches
                 progress.seconds = earlier + time.perf_counter() - started
                 bar.update()
                 if progress.step < phase.steps:
@@ -114,9 +120,8 @@ def train(phase: Phase, session: Session) -> dict[str, Any]:
     }
 
 
-def _step(phase: Phase, progress: Progress, batch: Batch) -> None:
-    """One update of the weights, then the method's own."""
-    phase.model.train()
+def _step(phase: Phase, progress: Progress, batch: Batch) -> bool:
+    """One update of the weights, then the method's own; returns whether it waited for the device."""
     rate = phase.learning_rate(progress.epoch + progress.step / phase.steps)
     for group in phase.optimizer.param_groups:
         group["lr"] = rate
@@ -135,8 +140,10 @@ def _step(phase: Phase, progress: Progress, batch: Batch) -> None:
         progress.sums[name] = value.double() if total is None else total + value
     progress.images += len(classes)
     progress.step += 1
-    if progress.step % FETCH_EVERY == 0 or progress.step == phase.steps:
+    fetch = progress.step % FETCH_EVERY == 0 or progress.step == phase.steps
+    if fetch:
         _check_finite(phase, progress)
+    return fetch
 
 
 def _batches(phase: Phase, progress: Progress) -> Iterator[Batch]:
