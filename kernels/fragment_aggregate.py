@@ -82,6 +82,7 @@ def fragment_aggregate(
     running = {"running_mean": running_mean, "running_var": running_var}
     tensors = {"widths": widths, "probs": probs, "weight": weight, "bias": bias, "residual": residual, "index": index}
     check_devices(y, tensors | running)
+    check_tables(weight, {"bias": bias} | running)
     layout = torch.channels_last if is_last(y) else torch.contiguous_format
     y, weight, bias, probs, widths = y.contiguous(memory_format=layout), *_dense(weight, bias, probs, widths)
     index = None if index is None else index.contiguous()
@@ -158,6 +159,7 @@ def fragment_aggregate_backward(
     """Return the gradients as the operator's schema says; float32, bfloat16 or float16 data, not empty."""
     tensors = {"out": out, "widths": widths, "probs": probs, "weight": weight, "bias": bias, "index": index}
     check_devices(y, tensors | {"grad_out": grad_out, "mean": mean, "rstd": rstd})
+    check_tables(weight, {"bias": bias})
     needs_y, needs_probs, needs_weight, needs_bias, needs_residual = output_mask
     layout = torch.channels_last if is_last(y) else torch.contiguous_format
     grad_out, y = grad_out.contiguous(memory_format=layout), y.contiguous(memory_format=layout)
@@ -289,6 +291,14 @@ def check_devices(y: Tensor, tensors: dict[str, Tensor | None]) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != y.device:
             raise ValueError(f"fragment_aggregate: {name} must be on {y.device} like y, got {tensor.device}")
+
+
+def check_tables(weight: Tensor, tables: dict[str, Tensor | None]) -> None:
+    """Raise ValueError for a table that is not shaped like `weight`: all are read with one distance of rows."""
+    for name, table in tables.items():
+        if table is not None and table.shape != weight.shape:
+            shapes = f"{tuple(weight.shape)} like weight, got {tuple(table.shape)}"
+            raise ValueError(f"fragment_aggregate: {name} must be {shapes}")
 
 
 def _dense(*tensors: Tensor | None) -> tuple:

@@ -149,6 +149,8 @@ void check_all(const char* operation, const Tensor& y, const Tensor& widths, con
   for (const auto& [name, tensor] : beside) {
     check_beside(operation, name, tensor, y);
   }
+  STD_TORCH_CHECK(bias.size(1) == weight.size(1), operation, ": bias must be shaped like weight, with ", weight.size(1),
+      " columns, got ", bias.size(1));
   STD_TORCH_CHECK(probs.size(0) <= most_fragments, operation, ": probs must have at most ", most_fragments,
       " entries on a CUDA device, got ", probs.size(0));
 }

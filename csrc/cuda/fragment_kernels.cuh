@@ -439,7 +439,7 @@ __global__ void __launch_bounds__(block_threads) apply(
 // partial [chunks, 2 K + 1, J]: for every fragment sum g_j x_first and sum g_j x_last of row j, then sum g_j; K is s.fragments.
 // Grid: chunks, slices of J = R, beyond which no fragment reaches.
 template <typename T, int K, typename A = accumulate_t<T>>
-__global__ void __launch_bounds__(block_threads) products(Shape s, Sampling<A> sampling, Statistics<A> statistics,
+__global__ void __launch_bounds__(block_threads, 2) products(Shape s, Sampling<A> sampling, Statistics<A> statistics,
     const T* grad_out, const T* out, const T* y, A* partial) {
   extern __shared__ double shared_memory[];
   A* memory = reinterpret_cast<A*>(shared_memory);
@@ -559,7 +559,7 @@ struct ColumnSums {
 // Sums to small gradients and to the coefficients of grad_y = U^T g - level - slope x. Grid: blocks of channels, n + 2 roles:
 // r < n: row r of grad_weight and grad_bias; n: level and slope; n + 1: grad_probs. Null pointers are not asked for.
 template <typename A>
-__global__ void __launch_bounds__(block_threads) gradients(Shape s, Sampling<A> sampling, Statistics<A> statistics, const A* sums,
+__global__ void __launch_bounds__(block_threads, 2) gradients(Shape s, Sampling<A> sampling, Statistics<A> statistics, const A* sums,
     A* grad_probs, A* grad_weight, A* grad_bias, A* level, A* slope) {
   extern __shared__ double shared_memory[];
   A* memory = reinterpret_cast<A*>(shared_memory);
