@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Everything that needs a CUDA device, in parts that do not hide each other's failures.
-#   benchmarks/gpu.sh OUT [--only build,env,tests,bench,search]
-# OUT receives PART.log, PART's results (JSON, a run's folder) and summary.json {"part": exit code}. Exit 1 if a part failed.
+#   benchmarks/gpu.sh OUT [--only PART,PART...]
+# OUT receives PART.log, PART's results (JSON, Markdown, a run's folder) and summary.json {"part": exit code}. Exit 1 if a part
+# failed. tests and bench use what serves by default; tests_triton and bench_triton keep the CUDA library away; sanitizer looks
+# for accesses outside of tensors and for races in shared memory.
 # No network is needed: PYTHON (default .venv/bin/python, else python3) brings torch, and pytest with pytest-benchmark.
 set -u
-usage="usage: benchmarks/gpu.sh OUT [--only PART,PART...]   parts: build, env, tests, bench, search"
-all=(build env tests bench search)
+all=(build env tests tests_triton sanitizer bench bench_triton search)
+usage="usage: benchmarks/gpu.sh OUT [--only PART,PART...]   parts: ${all[*]}"
 
 [ $# -eq 1 ] || { [ $# -eq 3 ] && [ "$2" = --only ]; } || { echo "$usage" >&2; exit 2; }
 mkdir -p "$1" || exit 1
@@ -19,7 +21,23 @@ build() { rm -f tas_fast/_C*.so; TAS_FAST_BUILD=cuda "$python" setup.py build_ex
 env() { "$python" -m tas_fast.env && "$python" -m tas_fast.env --json >"$out/env.json"; }
 device() { "$python" -c 'import torch; torch.cuda.is_available() or exit("no CUDA device")'; }
 tests() { device && "$python" -m pytest -q -m gpu tests --junitxml="$out/tests.xml"; }
-bench() { device && "$python" -m pytest -q -m gpu benchmarks --benchmark-only --benchmark-json="$out/bench.json"; }
+tests_triton() { TAS_FAST_BACKEND=triton tests; }
+sanitizer() (
+  device || exit
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+  for tool in memcheck racecheck; do
+    compute-sanitizer --tool $tool --error-exitcode 1 --target-processes all "$python" -m pytest -q -m gpu \
+      tests/test_kernels_gpu.py -k "small_cases and training and float32" || exit
+  done
+)
+bench() { measure bench; }
+bench_triton() { TAS_FAST_BACKEND=triton measure bench_triton; }
+measure() {
+  device && "$python" -m pytest -q -m gpu benchmarks --benchmark-only --benchmark-json="$out/$1.json"
+  local code=$?
+  [ ! -s "$out/$1.json" ] || "$python" benchmarks/table.py "$out/$1.json" >"$out/$1.md" || return
+  return $code
+}
 search() { device && "$python" -m tas_fast.search --amp --device cuda --output "$out" --experiment search; }
 
 for part in "${parts[@]}"; do
