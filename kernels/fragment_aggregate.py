@@ -18,7 +18,6 @@ from tas_fast.kernels import _backward, _forward
 from tas_fast.kernels._tiles import cdiv, chunks_of, is_last, matrix_block, stream_block
 
 SMALL = 32  # channels of y, rows of the table: a tile of the kernels that build tables
-MATRIX = {"num_warps": 4, "num_stages": 2}
 # Data types that multiply without conversion. float16 is not among them: coefficients may leave its range.
 SPLIT_TYPES = {torch.bfloat16}
 
@@ -43,12 +42,14 @@ class Plan:
     def of(cls, y: Tensor, probs: Tensor, index: Tensor | None, out_channels: int) -> "Plan":
         read = min(y.size(1), out_channels)
         block = matrix_block(max(read, out_channels))
-        area, fragments = y.size(2) * y.size(3), probs.size(0)
+        area, fragments, last = y.size(2) * y.size(3), probs.size(0), is_last(y)
+        if not last and area % 16 != 0:
+            block = min(block, 32)  # narrow accesses have an address each: larger tiles spill
         rows, columns = cdiv(out_channels, block) * block, cdiv(read, block) * block
         # TF32 products hold three times the registers.
         tile = 64 if y.dtype in SPLIT_TYPES else 32
         split = y.dtype in SPLIT_TYPES and fragments > 1
-        last, indexed = is_last(y), index is not None
+        indexed = index is not None
         return cls(y.size(0) * area, area, read, block, tile, rows, columns, last, split, indexed, fragments)
 
     def table(self, y: Tensor) -> Tensor:
@@ -56,6 +57,11 @@ class Plan:
             return y.new_empty(2 * self.rows * self.columns)
         size = self.read if self.fragments == 1 else self.rows * self.columns
         return torch.empty(size, dtype=torch.float32, device=y.device)
+
+    def matrix_options(self) -> dict[str, int]:
+        """Return compiler options of the matrix kernels; those of TF32 that loop spill with 4 warps."""
+        looping = self.rows > self.block or self.columns > self.block
+        return {"num_warps": 8 if looping and self.tile == 32 else 4, "num_stages": 2}
 
     def matrix_tiles(self, channels: int) -> tuple[int, int]:
         """Return groups of pixel tiles and tiles in a group for a result of `channels` channels."""
@@ -82,7 +88,7 @@ def fragment_aggregate(
     running = {"running_mean": running_mean, "running_var": running_var}
     tensors = {"widths": widths, "probs": probs, "weight": weight, "bias": bias, "residual": residual, "index": index}
     check_devices(y, tensors | running)
-    check_tables(weight, {"bias": bias} | running)
+    check_tables(weight, {"bias": bias, **running})
     layout = torch.channels_last if is_last(y) else torch.contiguous_format
     y, weight, bias, probs, widths = y.contiguous(memory_format=layout), *_dense(weight, bias, probs, widths)
     index = None if index is None else index.contiguous()
@@ -135,7 +141,7 @@ def fragment_aggregate(
             plan.rows, plan.columns, blocks, tiles,
             K=plan.fragments, INDEXED=plan.indexed, SPLIT=plan.split, RESIDUAL=residual is not None, RELU=relu,
             LAST=plan.last, SINGLE=max(plan.rows, plan.columns, result_channels) == plan.block,
-            BLOCK_P=plan.tile, BLOCK_C=plan.block, **MATRIX,
+            BLOCK_P=plan.tile, BLOCK_C=plan.block, **plan.matrix_options(),
         )  # fmt: skip
     return out, mean, rstd
 
@@ -238,7 +244,7 @@ def _sums(
             grad_out, out, y, mean, sums, widths, index,
             plan.pixels, plan.area, channels, plan.read, out_channels, result_channels, rows, tiles,
             K=plan.fragments, INDEXED=plan.indexed, SPLIT=plan.split, RELU=relu, LAST=plan.last,
-            BLOCKS_I=blocks_i, BLOCK_P=plan.tile, BLOCK_C=plan.block, **MATRIX,
+            BLOCKS_I=blocks_i, BLOCK_P=plan.tile, BLOCK_C=plan.block, **plan.matrix_options(),
         )  # fmt: skip
     combined = mean.new_empty(kinds * rows)
     _backward.combine[(cdiv(kinds * rows, 32),)](sums, combined, parts, kinds * rows, BLOCK_N=64, BLOCK_C=32)
@@ -282,7 +288,7 @@ def _spread(
         plan.rows, plan.columns, tiles,
         K=plan.fragments, INDEXED=plan.indexed, SPLIT=plan.split,
         SINGLE=max(plan.rows, plan.columns, widest) == plan.block,
-        BLOCK_P=plan.tile, BLOCK_C=plan.block, **options, **MATRIX,
+        BLOCK_P=plan.tile, BLOCK_C=plan.block, **options, **plan.matrix_options(),
     )  # fmt: skip
 
 

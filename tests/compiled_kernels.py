@@ -25,6 +25,8 @@ from triton.runtime.jit import JITFunction
 
 from tas_fast.kernels import channel_interpolation, fragment_aggregate, weighted_interpolation_sum
 
+# Triton before 3.9 lets ptxas allocate registers less thoroughly.
+STACK_LIMIT = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 16
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}  # bytes one block may have, CUDA programming guide
 TYPES = {
     torch.float32: "fp32",
@@ -62,7 +64,7 @@ class Compiled:
 
     def faults(self) -> list[str]:
         found = []
-        if self.stack > 0:
+        if self.stack > STACK_LIMIT:
             found.append(f"spills: {self.stack} bytes of stack")
         if self.shared > SHARED_LIMIT[self.capability]:
             found.append(f"shared memory: {self.shared} of {SHARED_LIMIT[self.capability]} bytes")
@@ -150,7 +152,13 @@ TILES = {
 
 
 def expected_accesses(launch: Launch) -> tuple[int, int]:
-    """Return how many 16-byte loads and stores per thread the tiles of the batch are worth."""
+    """Return how many 16-byte loads and stores per thread the tiles of the batch are worth.
+
+    None in the contiguous layout where images do not begin at multiples of 16.
+    """
+    known = {launch.kernel.arg_names[position] for (position,) in launch.attributes}
+    if not launch.constants.get("LAST", True) and "area" not in known:
+        return 0, 0
     loads, stores = TILES.get(launch.kernel.__name__, ((), ()))
     threads = 32 * launch.options.get("num_warps", 4)
 

@@ -6,6 +6,7 @@ The table of all configurations: `python tests/compiled_kernels.py --full --mark
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,20 @@ def test_kernels_compile_without_spills_and_with_wide_accesses():
         f"{row['kernel']} sm_{row['capability']} {row['config']}: {row['faults']}" for row in rows if row["faults"]
     ]
     assert not found, "\n".join(found)
+
+
+LIBRARY = HERE.parent / "tas_fast" / "_C_cuda.abi3.so"
+
+
+@pytest.mark.skipif(not LIBRARY.exists(), reason="the CUDA library is not built")
+def test_library_kernels_of_fragments_do_not_spill():
+    """For the devices that the library has code for."""
+    code = "import sys, compiled_kernels; print(compiled_kernels.disassembler(*sys.argv[1:]))"
+    result = run("-c", code, "--dump-resource-usage", str(LIBRARY))
+    assert result.returncode == 0, result.stderr
+    found = re.findall(r"Function (\S*tas_fast\S*Sampling\S*):\s+REG:(\d+) STACK:(\d+)", result.stdout)
+    assert len(found) >= 35
+    assert [name for name, _, stack in found if stack != "0"] == []
 
 
 BROKEN = """

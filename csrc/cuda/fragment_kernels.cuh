@@ -13,7 +13,7 @@
 
 namespace tas_fast {
 
-constexpr int block_threads = 256;
+constexpr int block_threads = 256;  // two blocks on a multiprocessor, where asked for, keep the compiler from spilling to fit more
 constexpr int merge_channels = 8;  // channels of a block that adds up chunks, with 32 threads for each
 constexpr int merge_lanes = block_threads / merge_channels;
 
@@ -356,7 +356,7 @@ __global__ void __launch_bounds__(block_threads) finish_statistics(Shape s, Samp
 // One read of y, one write of the result. Grid: blocks that walk over tiles, slices of result channels. K is at least the number
 // of fragments; those that are missing have coefficients zero.
 template <typename T, int K, typename A = accumulate_t<T>>
-__global__ void __launch_bounds__(block_threads) apply(
+__global__ void __launch_bounds__(block_threads, 2) apply(
     Shape s, Sampling<A> sampling, Statistics<A> statistics, const T* y, const T* residual, T* out) {
   extern __shared__ double shared_memory[];
   A* memory = reinterpret_cast<A*>(shared_memory);
