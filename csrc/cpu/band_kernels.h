@@ -18,6 +18,7 @@ struct MapTail {
   int64_t z_stride = 0;
   const A *z_scale = nullptr, *z_shift = nullptr;
   bool relu = false;
+  int64_t ahead = 0;  // by pixel: the distance of the tile that follows, fetched meanwhile
 };
 
 // Sums of (value - centre) and of its square. The centre is the mean of a few values spread over all, so that the squares lose

@@ -192,6 +192,14 @@ void gate_rows(const T* in, const T* gate, int64_t in_stride, const T* limit, T*
   }
 }
 
+// Pixels of many channels are read in columns, which the hardware does not foresee: ask for the same column of the next tile.
+template <int pixels, typename T>
+TAS_FAST_INLINE void prefetch_columns(const T* p, int64_t stride) {
+  for (int u = 0; u < pixels; ++u) {
+    __builtin_prefetch(p + u * stride, 0, 2);
+  }
+}
+
 // Pixels or vectors in flight, as many as the registers hold.
 constexpr int block = TAS_FAST_BYTES == 64 ? 8 : 2;
 
@@ -262,6 +270,15 @@ TAS_FAST_INLINE void map_some_pixels(const Program<A>& program, const A* const* 
     }
   });
   const int64_t row = program.row.data()[q];
+  if (program.vectors() > 2) {
+    prefetch_columns<pixels>(source[0] + (p + tail.ahead) * stride[0] + row, stride[0]);
+    if (tail.z != nullptr) {
+      prefetch_columns<pixels>(tail.z + (p + tail.ahead) * tail.z_stride + row, tail.z_stride);
+    }
+    if (tail.residual != nullptr) {
+      prefetch_columns<pixels>(tail.residual + (p + tail.ahead) * tail.residual_stride + row, tail.residual_stride);
+    }
+  }
   if (tail.z != nullptr) {
     const V scale = load(tail.z_scale + row), shift = load(tail.z_shift + row);
     for (int u = 0; u < pixels; ++u) {
@@ -319,13 +336,29 @@ TAS_FAST_INLINE void map_some_of_plane(
   }
   const int32_t* columns = map.pattern.columns.data();
   const A *weights = map.weight.data(), *shifts = map.shift.data();
-  for (int64_t e = map.pattern.begin.data()[r]; e < map.pattern.begin.data()[r + 1]; ++e) {
+  const auto add = [&](int64_t e, V* to) TAS_FAST_INLINED {
     const A* from = plane[columns[e]] + p;
     const A weight = weights[e], shift = centred ? shifts[columns[e]] : A(0);
     for (int u = 0; u < vectors; ++u) {
       const V v = load(from + u * lanes);
-      sum[u] += weight * (centred ? v - shift : v);
+      to[u] += weight * (centred ? v - shift : v);
     }
+  };
+  int64_t e = map.pattern.begin.data()[r];
+  const int64_t stop = map.pattern.begin.data()[r + 1];
+  if constexpr (vectors < block) {
+    // Two chains of sums hide the latency that few vectors leave open.
+    V other[vectors] = {};
+    for (; e + 2 <= stop; e += 2) {
+      add(e, sum);
+      add(e + 1, other);
+    }
+    for (int u = 0; u < vectors; ++u) {
+      sum[u] += other[u];
+    }
+  }
+  for (; e < stop; ++e) {
+    add(e, sum);
   }
   if (tail.z != nullptr) {
     const A scale = tail.z_scale[r], shift = tail.z_shift[r];
@@ -417,6 +450,9 @@ void moments_pixels(const T* in, int64_t stride, int64_t pixels, int64_t channel
     V sum[chains] = {}, square[chains] = {};
     int64_t p = 0;
     for (; p + chains <= pixels; p += chains) {
+      if (channels > 2 * lanes) {
+        prefetch_columns<chains>(in + (pixels + p) * stride + at, stride);
+      }
       for (int u = 0; u < chains; ++u) {
         const V v = load(in + (p + u) * stride + at) - centre;
         sum[u] += v;
@@ -488,7 +524,7 @@ TAS_FAST_INLINE void add_to(A* sums, V v) {
 
 template <bool centred, int pixels, typename T, typename A>
 TAS_FAST_INLINE void reduce_some_pixels(const Program<A>& program, const A* const* source, const int64_t* stride, const T* g,
-    const T* gate, int64_t g_stride, int64_t q, int64_t p, A* sums) {
+    const T* gate, int64_t g_stride, int64_t ahead, int64_t q, int64_t p, A* sums) {
   constexpr int64_t lanes = lanes_of<A>;
   using V = vector_t<A>;
   V value[pixels], part[2] = {};
@@ -496,6 +532,13 @@ TAS_FAST_INLINE void reduce_some_pixels(const Program<A>& program, const A* cons
   for (int u = 0; u < pixels; ++u) {
     value[u] = gated_load(g, gate, at + u * g_stride);
     part[u % 2] += value[u];
+  }
+  if (program.vectors() > 2) {
+    prefetch_columns<pixels>(source[0] + (p + ahead) * stride[0] + program.row.data()[q], stride[0]);
+    prefetch_columns<pixels>(g + at + ahead * g_stride, g_stride);
+    if (gate != nullptr) {
+      prefetch_columns<pixels>(gate + at + ahead * g_stride, g_stride);
+    }
   }
   sums += (program.begin.data()[q] + q) * lanes;
   add_to(sums, part[0] + part[1]);
@@ -522,10 +565,10 @@ TAS_FAST_INLINE void reduce_all_pixels(const Program<A>& program, const A* const
   for (int64_t q = 0; q < program.vectors(); ++q) {
     int64_t p = 0;
     for (; p + block <= pixels; p += block) {
-      reduce_some_pixels<centred, block>(program, source, stride, g, gate, g_stride, q, p, sums);
+      reduce_some_pixels<centred, block>(program, source, stride, g, gate, g_stride, pixels, q, p, sums);
     }
     for (; p < pixels; ++p) {
-      reduce_some_pixels<centred, 1>(program, source, stride, g, gate, g_stride, q, p, sums);
+      reduce_some_pixels<centred, 1>(program, source, stride, g, gate, g_stride, pixels, q, p, sums);
     }
   }
 }

@@ -147,7 +147,7 @@ Moments moments(const T* in, int64_t channels, int64_t used, const Geometry& geo
   using A = accumulate_t<T>;
   const Kernels<T>& kernel = kernels<T>();
   const int64_t lanes = kernel.lanes, padded = std::max(used, lanes);
-  const int64_t tile = geometry.by_pixel ? pixels_per_tile(channels, 6144) : 0;
+  const int64_t tile = geometry.by_pixel ? pixels_per_tile(channels, 24576) : 0;
   const PlaneTiles tiles(geometry.size, 8192);
   const int64_t group = geometry.by_pixel ? 0 : std::max<int64_t>(1, 2048 / geometry.size);
   const int64_t units = geometry.by_pixel ? geometry.pixels() : geometry.images * tiles.count;
@@ -255,6 +255,7 @@ void apply_by_pixel(
         tail.z_scale = z_scale.data();
         tail.z_shift = z_shift.data();
         tail.relu = output.relu;
+        tail.ahead = output.backwards ? -tile : tile;
         kernel.map_pixels(program, source.data(), stride.data(), count, centred, tail);
         return;
       }
