@@ -15,7 +15,7 @@ BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 DEPS := $(VENV)/.deps
 BUILT := $(VENV)/.built-$(TAS_FAST_BUILD)
-SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*.cpp csrc/*/*.cu)
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
 
 .PHONY: setup search test lint bench clean distclean
 .DELETE_ON_ERROR:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import tempfile
 from pathlib import Path
 
 import safetensors
@@ -19,7 +21,7 @@ WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
 
 
 def save(model: nn.Module, architecture: Architecture, folder: str | Path, weights: str = WEIGHTS) -> None:
-    """Write both files, after what they contain was rebuilt and gave the same outputs as `model`, bit for bit.
+    """Write both files, after what was read back from the disk gave the same outputs as `model`, bit for bit.
 
     Args:
         model: the network that `architecture` describes, on any device.
@@ -30,12 +32,14 @@ def save(model: nn.Module, architecture: Architecture, folder: str | Path, weigh
     Raises:
         UserError: the rebuilt network differs (nothing is written then), or a file cannot be written (each is whole).
     """
-    data = safetensors.torch.save(_state(model))
-    rebuilt = _rebuild(architecture, safetensors.torch.load(data), "the network to be saved")
-    compare(model, rebuilt, architecture)
     folder = Path(folder)
-    write_atomic(folder / weights, data)
-    architecture.to_json(folder / ARCHITECTURE)
+    with tempfile.TemporaryDirectory(prefix=".unverified-", dir=folder) as name:
+        draft = Path(name)
+        write_atomic(draft / weights, safetensors.torch.save(_state(model)))
+        architecture.to_json(draft / ARCHITECTURE)
+        compare(model, load(draft, draft / weights), architecture)
+        for file in (weights, ARCHITECTURE):
+            os.replace(draft / file, folder / file)
 
 
 def load(folder: str | Path, weights: str | Path | None = None) -> nn.Module:
@@ -76,13 +80,18 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def compare(model: nn.Module, other: nn.Module, architecture: Architecture) -> None:
-    """Raise `UserError` unless both networks give the same outputs on random images, naming the largest difference."""
+    """Raise `UserError` unless both networks give the same outputs on random images, naming tensor and difference."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, architecture.in_channels, *architecture.image_size, generator=generator)
     outputs = [_outputs(network, images) for network in (model, other)]
     if not torch.equal(*outputs):
         worst = (outputs[0] - outputs[1]).abs().max().item()
-        raise UserError(f"the saved network would differ from the trained one by {worst:.3g}; nothing was written")
+        theirs = other.state_dict()
+        wrong = [name for name, tensor in _state(model).items() if not torch.equal(tensor, theirs[name].cpu())]
+        place = f"first in {wrong[0]}" if wrong else "though all tensors are equal"
+        raise UserError(
+            f"the saved network would differ from the trained one by {worst:.3g}, {place}; nothing was written"
+        )
 
 
 @torch.no_grad()

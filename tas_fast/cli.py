@@ -53,7 +53,7 @@ def config_parser(prog: str, description: str) -> Parser:
     parser.add_argument("--json", action="store_true", help="print the report as the last line")
     for section in dataclasses.fields(Config):
         kind = section.default_factory  # type: ignore[misc]
-        group = parser.add_argument_group(str(kind.__doc__))
+        group = parser.add_argument_group(str(kind.__doc__).rstrip("."))
         hints = typing.get_type_hints(kind)
         for item in dataclasses.fields(kind):  # type: ignore[arg-type]
             if item.metadata["flags"]:

@@ -36,8 +36,11 @@ class DataConfig:
     limit: int | None = option(None, "use at most so many images, classes evenly", "--limit")
 
     def __post_init__(self) -> None:
-        _positive(self, "batch_size")
+        _at_least(self, 2, "batch_size")  # BatchNorm
         _at_least(self, 0, "workers")
+        for name in ("crop_padding", "cutout"):
+            if getattr(self, name) is not None:
+                _at_least(self, 0, name)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class TasConfig:
     nesterov: bool = option(True, "Nesterov momentum for the weights")
     weight_decay: float = option(5e-4, "weight decay of the weights")
     warmup_epochs: int = option(0, "epochs of linear warm-up")
-    clip_grad: float | None = option(None, "largest gradient norm of the weights; default: no clipping", "--clip-grad")
+    clip_grad: float | None = option(
+        None, "largest gradient norm of the search's weights; default: no clipping", "--clip-grad"
+    )
     arch_lr: float = option(0.02, "learning rate of the logits (Adam, constant)")
     arch_beta1: float = option(0.5, "Adam's first beta for the logits")
     arch_weight_decay: float = option(1e-3, "weight decay of the logits")
@@ -83,7 +88,7 @@ class TasConfig:
     )
     derive: str = option(
         "target",
-        "argmax (paper), or target: the most probable architecture within the tolerance of the target",
+        "argmax (paper), or target: its least certain choices changed until the cost is within the tolerance",
         choices=("argmax", "target"),
     )
     relu_after_addition: bool = option(
@@ -107,6 +112,9 @@ class TasConfig:
             "weight_decay",
             "arch_weight_decay",
         )
+        _fractions(self, "momentum", "arch_beta1")
+        _positive_where_given(self, "clip_grad")
+        _shorter(self, "warmup_epochs", "epochs")
         parse_target(self.target_macs)
 
 
@@ -115,10 +123,10 @@ class TrainConfig:
     """Training of the teacher and of the derived network."""
 
     epochs: int = option(60, "epochs of the teacher and of the derived network", "--train-epochs")
-    lr: float = option(0.1, "learning rate (SGD, cosine)", "--lr")
+    lr: float = option(0.1, "learning rate of the teacher and the derived network (SGD, cosine)", "--lr")
     momentum: float = option(0.9, "momentum")
     nesterov: bool = option(True, "Nesterov momentum")
-    weight_decay: float = option(5e-4, "weight decay", "--weight-decay")
+    weight_decay: float = option(5e-4, "weight decay of the teacher and the derived network", "--weight-decay")
     warmup_epochs: int = option(0, "epochs of linear warm-up")
     label_smoothing: float = option(0.0, "label smoothing of the cross-entropy", "--label-smoothing")
     mixup_alpha: float = option(0.0, "mixup (torchvision); 0: off", "--mixup-alpha")
@@ -130,16 +138,18 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _positive(self, "epochs", "lr")
         _at_least(self, 0, "warmup_epochs", "weight_decay", "mixup_alpha")
-        for name in ("label_smoothing", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        _fractions(self, "label_smoothing", "ema_decay", "momentum")
+        _positive_where_given(self, "clip_grad")
+        _shorter(self, "warmup_epochs", "epochs")
 
 
 @dataclass(frozen=True)
 class DistillConfig:
     """Knowledge transfer from the unpruned network."""
 
-    enabled: bool = option(True, "distil the derived network from the teacher", "--distill")
+    enabled: bool = option(
+        True, "distil from the teacher; without, it is trained all the same, to compare with", "--distill"
+    )
     teacher: str | None = option(None, "safetensors file of the unpruned network; default: train it", "--teacher")
     alpha: float = option(0.9, "weight of the soft term")
     temperature: float = option(4.0, "temperature of the soft targets")
@@ -149,6 +159,8 @@ class DistillConfig:
         _positive(self, "temperature")
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"alpha must be in [0, 1], got {self.alpha}")
+        if self.compare and not self.enabled:
+            raise UsageError("--compare compares with distillation, which --no-distill turns off; remove one of them")
 
 
 @dataclass(frozen=True)
@@ -179,8 +191,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "checkpoint_seconds", "seed")
         _positive(self, "checkpoint_history")
-        if self.max_steps is not None:
-            _positive(self, "max_steps")
+        _positive_where_given(self, "max_steps")
 
 
 @dataclass(frozen=True)
@@ -272,6 +283,21 @@ def _positive(section: Any, *names: str) -> None:
     for name in names:
         if not getattr(section, name) > 0:
             raise UsageError(f"{name} must be greater than 0, got {getattr(section, name)}")
+
+
+def _positive_where_given(section: Any, *names: str) -> None:
+    _positive(section, *(name for name in names if getattr(section, name) is not None))
+
+
+def _fractions(section: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(section, name) < 1:
+            raise UsageError(f"{name} must be in [0, 1), got {getattr(section, name)}")
+
+
+def _shorter(section: Any, part: str, whole: str) -> None:
+    if getattr(section, part) >= getattr(section, whole):
+        raise UsageError(f"{part} must be less than {whole} = {getattr(section, whole)}, got {getattr(section, part)}")
 
 
 def _at_least(section: Any, limit: float, *names: str) -> None:

@@ -1,6 +1,5 @@
 """What this installation consists of and which backend serves each operator: `python -m tas_fast.env [--json]`."""
 
-import argparse
 import importlib
 import importlib.metadata
 import importlib.util
@@ -13,13 +12,13 @@ from typing import Any
 import torch
 
 from tas_fast import __version__, _backend
-from tas_fast.cli import run_program
+from tas_fast.cli import Parser, run_program
 
 DALI_PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tas_fast.env", description=__doc__)
+    parser = Parser(prog="python -m tas_fast.env", description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
     environment = collect()

@@ -11,7 +11,7 @@ from pathlib import Path
 from tas_fast.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
@@ -33,6 +33,21 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
             raise explained from error
         raise
     return target
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Creates the folder `path` with its parents where missing and returns it. Raises `UserError` where it cannot."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise as_user_error(error, path) or error from error
+    return Path(path)
+
+
+def remove_temporaries(folder: str | os.PathLike[str]) -> None:
+    """Removes what a killed process left of unfinished `write_atomic` calls in `folder` and its sub-folders."""
+    for path in Path(folder).rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def as_user_error(error: OSError, path: str | os.PathLike[str]) -> UserError | None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tas_fast.cli import config_parser, given_settings, read_config, run_program
 from tas_fast.config import Config
@@ -56,7 +56,7 @@ def _fresh(arguments: Any) -> tuple[Path, Config]:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = config.run.experiment or f"{stamp}-tas-{config.model.name}-{config.data.dataset}-s{config.run.seed}"
     folder = Path(config.run.output) / name
-    if (folder / "config.yaml").exists():
+    if any(folder.glob("checkpoints/*.pt")):
         raise UsageError(f"{folder} already holds a run; continue it with --resume {folder}, or change --experiment")
     return folder, config
 
@@ -72,5 +72,10 @@ def _resumed(arguments: Any) -> tuple[Path, Config]:
     return folder, read_config(arguments)
 
 
-if __name__ == "__main__":
+def program() -> NoReturn:
+    """Run as a program; the installed command `tas-fast-search` starts here."""
     run_program(main)
+
+
+if __name__ == "__main__":
+    program()

@@ -45,7 +45,9 @@ def test_difference_is_an_error_and_no_file(model, tmp_path, monkeypatch):
         return original({**state, "fc.bias": state["fc.bias"] + 1e-3})
 
     monkeypatch.setattr(artefact.safetensors.torch, "save", damaged)
-    with pytest.raises(UserError, match=r"would differ from the trained one by 0\.001; nothing was written"):
+    with pytest.raises(
+        UserError, match=r"would differ from the trained one by 0\.001, first in fc\.bias; nothing was written"
+    ):
         artefact.save(model, ARCHITECTURE, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

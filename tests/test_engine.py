@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms import v2
 
 from tas_fast.data import build_loader
-from tas_fast.distill import CrossEntropy
+from tas_fast.distill import CrossEntropy, Distillation
 from tas_fast.engine import Interrupted, Interruption, Phase, Precision, Session, Supervised, accuracy, train
 from tas_fast.errors import UsageError, UserError
 from tas_fast.optim import cosine_lr, sgd
@@ -112,6 +112,23 @@ def test_stopped_training_goes_on_bit_for_bit(tmp_path, steps, variant):
     assert without_times(rows) == without_times(whole_rows)
 
 
+def test_a_compiled_network_trains_the_model_behind_it(tmp_path):
+    compiled = phase(Supervised(CrossEntropy()))
+    compiled.compiled = torch.compile(compiled.model, backend="eager")
+    plain = phase(Supervised(CrossEntropy()))
+    for each, name in ((compiled, "a"), (plain, "b")):
+        train(each, session(tmp_path / name, Rows()))
+    for ours, theirs in zip(compiled.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_label_smoothing_acts_in_distillation():
+    student, teacher, target = torch.randn(4, 3), torch.nn.Linear(2, 3), torch.tensor([0, 1, 2, 0])
+    images = torch.randn(4, 2)
+    loss = Distillation(teacher, alpha=0.0, temperature=1.0, label_smoothing=0.3)(images, student, target)
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(student, target, label_smoothing=0.3).item())
+
+
 def test_epochs_end_after_max_steps(tmp_path):
     rows = Rows()
     train(phase(Supervised(CrossEntropy()), epochs=3, max_steps=2), session(tmp_path, rows))
@@ -120,9 +137,7 @@ def test_epochs_end_after_max_steps(tmp_path):
 
 def test_infinite_loss_is_an_error_that_names_the_place_and_keeps_good_checkpoints(tmp_path):
     rows, store = Rows(), session(tmp_path, Rows())
-    with pytest.raises(
-        UserError, match=r"the loss became (nan|inf) in test, epoch \d, by step \d; lower the learning rate"
-    ):
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) in test, epoch \d, by step \d; lower lr"):
         train(phase(Supervised(CrossEntropy()), lr=1e30, epochs=9), store)
     saved = store.checkpoints.load()
     assert saved is None or all(tensor.isfinite().all() for tensor in saved["model"].values())

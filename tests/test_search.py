@@ -17,9 +17,10 @@ from PIL import Image
 
 import tas_fast
 from tas_fast.architecture import Architecture
+from tas_fast.engine.run import locked
 from tas_fast.errors import UsageError, UserError
 from tas_fast.report import read_report
-from tas_fast.search import main
+from tas_fast.search import main, program
 
 TINY = [
     *("--epochs", "2", "--train-epochs", "2", "--max-steps", "2", "--batch-size", "16", "--limit", "80"),
@@ -166,7 +167,7 @@ def test_bad_folders_are_one_line_and_leave_nothing(tmp_path, change, words):
     with pytest.raises(UserError, match=words) as error:
         main(arguments(tmp_path, *FOLDER, "--data-dir", str(data)))
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "run").exists() or not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_class_folders_are_searched(tmp_path):
@@ -189,6 +190,12 @@ def test_class_folders_are_searched(tmp_path):
         (["--amp", "--amp-dtype", "float16"], "float16 needs a CUDA device"),
         (["--batch-size", "100"], "100"),
         (["--loader", "dali"], "dali"),
+        (["--set", "data.cutout=-3"], "cutout must be at least 0, got -3"),
+        (["--set", "train.momentum=-1"], r"momentum must be in \[0, 1\), got -1"),
+        (["--set", "method.arch_beta1=1.5"], r"arch_beta1 must be in \[0, 1\)"),
+        (["--clip-grad", "0"], "clip_grad must be greater than 0"),
+        (["-b", "1"], "batch_size must be at least 2"),
+        (["--no-distill", "--compare"], "remove one of them"),
     ],
 )
 def test_impossible_requests_are_usage_errors_and_write_nothing(tmp_path, more, words):
@@ -206,13 +213,47 @@ def test_missing_data_folder_is_named(tmp_path):
 def test_missing_teacher_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read weights .*absent.safetensors"):
         main(arguments(tmp_path, "--teacher", str(tmp_path / "absent.safetensors")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_exploding_loss_ends_with_the_place_and_no_result(tmp_path):
-    with pytest.raises(UserError, match="the loss became nan in search"):
+    with pytest.raises(UserError, match=r"loss became nan in search, epoch 1, by step \d; lower method\.lr"):
         main(arguments(tmp_path, "--set", "method.lr=1e25"))
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert (tmp_path / "run" / "teacher.safetensors").exists()
+
+
+@pytest.mark.parametrize("setting", ["method.macs_weight=1e38", "method.arch_lr=1e30"])
+def test_exploding_architecture_is_one_line(tmp_path, setting):
+    with pytest.raises(UserError, match=r"became (nan|inf) in search") as error:
+        main(arguments(tmp_path, "--set", setting))
+    assert "\n" not in str(error.value)
+
+
+def test_results_that_are_gone_are_missed(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"cannot read weights .*model\.safetensors"):
+        main(["--resume", str(tmp_path / "run")])
+
+
+def test_two_processes_do_not_share_a_run(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="another process is at work"):
+        main(["--resume", str(tmp_path / "run")])
+
+
+def test_what_a_killed_process_left_is_cleared(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / ".x.pt.12345678.tmp").write_bytes(b"half")
+    assert main(["--resume", str(tmp_path / "run")]) == 0
+    assert not list((tmp_path / "run").rglob(".*.tmp"))
+
+
+def test_unusable_output_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="in the way"):
+        main([*TINY, "--output", str(tmp_path / "file"), "--experiment", "run"])
 
 
 def test_given_teacher_is_used(finished, tmp_path):
@@ -243,6 +284,14 @@ def test_resume_takes_no_other_settings(finished, more, words):
 def test_resume_needs_a_run(tmp_path):
     with pytest.raises(UsageError, match=r"has no config\.yaml"):
         main(["--resume", str(tmp_path)])
+
+
+def test_installed_command_is_the_program(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tas-fast-search", "--epoch", "1"])
+    with pytest.raises(SystemExit) as stop:
+        program()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("tas_fast: unknown option --epoch")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 
 from tas_fast.errors import UsageError
 from tas_fast.methods.tas import CostTable, SearchSpace, macs_loss, temperature, width_candidates
+from tas_fast.methods.tas.objective import Target
 from tas_fast.methods.tas.search_space import depth_candidates
 
 PUBLISHED = json.loads((Path(__file__).parent / "published_architectures.json").read_text())
@@ -136,7 +137,8 @@ def test_depth_candidates(model, depths):
 )
 def test_cost_term_pushes_towards_the_target(form, discrete, sign):
     expected = torch.tensor(80e6, requires_grad=True)
-    loss = macs_loss(expected, torch.tensor(discrete * 1e6), 100e6, form=form, tolerance=0.05, unpruned=200e6)
+    target = Target.of(100e6, 200e6, form=form, tolerance=0.05)
+    loss = macs_loss(expected, torch.tensor(discrete * 1e6), target)
     assert loss.item() == pytest.approx(sign * torch.tensor(80.0).log().item())
     loss.backward()
     assert torch.sign(expected.grad) == sign

@@ -145,6 +145,27 @@ def test_an_argmax_architecture_within_the_band_stays_as_it_is():
     assert within_target(supernet, 0, 1e12) == supernet.architecture()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_no_two_changes_make_the_derived_architecture_more_probable(seed):
+    torch.manual_seed(seed)
+    supernet = Supernet("resnet20", 10, "width")
+    torch.nn.init.normal_(supernet.width_logits)
+    target = 0.5 * supernet.space.unpruned.macs()
+    found = within_target(supernet, 0.95 * target, 1.05 * target)
+    log_probs = supernet.width_logits.detach().log_softmax(1)
+    index = torch.tensor([row.index(width) for row, width in zip(supernet.space.widths, found.widths, strict=True)])
+    pairs = torch.combinations(torch.arange(19), 2)
+    trials = index.repeat(len(pairs), 64, 1)
+    a, b = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    trials.scatter_(2, pairs[:, None, :1].expand(-1, 64, 1), a.reshape(1, 64, 1).expand(len(pairs), 64, 1))
+    trials.scatter_(2, pairs[:, None, 1:].expand(-1, 64, 1), b.reshape(1, 64, 1).expand(len(pairs), 64, 1))
+    trials = trials.view(-1, 19)
+    costs = supernet.cost.discrete(trials, None) + 10
+    within = (costs >= 0.95 * target) & (costs <= 1.05 * target)
+    probable = log_probs.gather(1, trials.T).sum(0)
+    assert probable[within].max() <= log_probs.gather(1, index[:, None]).sum() + 1e-4
+
+
 def test_derivation_moves_the_least_probable_choices():
     supernet = Supernet("resnet20", 10, "width")
     with torch.no_grad():

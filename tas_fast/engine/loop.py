@@ -39,6 +39,7 @@ class Phase:
         evaluate: returns the accuracy in percent, measured after each epoch; None: not measured.
         clip_grad: largest gradient norm.
         max_steps: ends an epoch early.
+        rate_name: the setting behind `learning_rate`, named when the loss explodes.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Phase:
     evaluate: Callable[[], float] | None = None
     clip_grad: float | None = None
     max_steps: int | None = None
+    rate_name: str = "lr"
 
     @property
     def steps(self) -> int:
@@ -63,7 +65,7 @@ class Phase:
 
 @dataclass
 class Progress:
-    """Where a phase stands. `sums` are over the current epoch; times do not survive a resume."""
+    """Where a phase stands. `sums` are over the current epoch; times of single steps do not survive a resume."""
 
     epoch: int = 0
     step: int = 0  # within the epoch
@@ -127,7 +129,7 @@ def _step(phase: Phase, progress: Progress, batch: Batch) -> bool:
         group["lr"] = rate
     phase.optimizer.zero_grad()
     with phase.precision.autocast():
-        loss, logits, classes = phase.method.loss(phase.compiled or phase.model, batch)
+        loss, logits, classes = phase.method.loss(phase.model if phase.compiled is None else phase.compiled, batch)
     phase.precision.backward(loss)
     phase.precision.step(phase.optimizer, phase.clip_grad)
     if phase.average is not None:
@@ -157,12 +159,17 @@ def _batches(phase: Phase, progress: Progress) -> Iterator[Batch]:
 
 
 def _check_finite(phase: Phase, progress: Progress) -> None:
-    total, rate = progress.sums["loss"].item(), phase.optimizer.param_groups[0]["lr"]
-    if not math.isfinite(total):
-        raise UserError(
-            f"the loss became {total} in {phase.name}, epoch {progress.epoch + 1}, by step {progress.step}; "
-            f"lower the learning rate (it was {rate:.3g}) or clip gradients"
-        )
+    for name, total in progress.sums.items():
+        if not math.isfinite(value := total.item()):
+            raise _exploded(phase, f"the {name} became {value}".replace("_", " "), progress.epoch + 1, progress.step)
+
+
+def _exploded(phase: Phase, what: str, epoch: int, step: int) -> UserError:
+    rate = phase.optimizer.param_groups[0]["lr"]
+    return UserError(
+        f"{what} in {phase.name}, epoch {epoch}, by step {step}; lower {phase.rate_name} (it was {rate:.3g} there) "
+        f"or set {phase.rate_name.replace('lr', 'clip_grad')}"
+    )
 
 
 def _end_epoch(phase: Phase, progress: Progress) -> dict[str, Any]:
@@ -176,6 +183,9 @@ def _end_epoch(phase: Phase, progress: Progress) -> dict[str, Any]:
     if phase.evaluate is not None:
         row["accuracy"] = phase.evaluate()
     progress.epoch, progress.step, progress.images, progress.sums = progress.epoch + 1, 0, 0, {}
+    broken = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    if broken:
+        raise _exploded(phase, f"{broken[0]} became {row[broken[0]]}", progress.epoch, phase.steps)
     return row
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from tas_fast.engine.loop import Phase, train
 from tas_fast.engine.method import Supervised
 from tas_fast.engine.precision import Precision
 from tas_fast.engine.session import Session
-from tas_fast.errors import UsageError
+from tas_fast.errors import UsageError, UserError
+from tas_fast.files import make_folder, remove_temporaries
 from tas_fast.optim import cosine_lr, sgd
 
 
@@ -84,6 +86,7 @@ class Run:
             evaluate=lambda: self.accuracy(kept),
             clip_grad=settings.clip_grad,
             max_steps=self.config.run.max_steps,
+            rate_name="train.lr",
         )
         with contextlib.closing(loader):
             return kept, train(phase, self.session)
@@ -167,3 +170,23 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create `folder`, keep other processes out of it while the context lasts, and clear what a killed one left.
+
+    Raises:
+        UserError: another process is at work there, or the folder cannot be created.
+    """
+    make_folder(folder)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is at work in {folder}; wait for it or stop it") from None
+        remove_temporaries(folder)
+        yield
+    finally:
+        os.close(handle)

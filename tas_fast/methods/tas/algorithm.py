@@ -18,8 +18,17 @@ from tas_fast.architecture import Architecture
 from tas_fast.config import Config, parse_target
 from tas_fast.distill import CrossEntropy, Distillation
 from tas_fast.engine import Interruption, Phase, Precision, Run, Session, train
-from tas_fast.engine.run import describe_device, find_device, open_data, schedule, seed, weight_optimizer
-from tas_fast.errors import UsageError
+from tas_fast.engine.run import (
+    augmentation,
+    describe_device,
+    find_device,
+    locked,
+    open_data,
+    schedule,
+    seed,
+    weight_optimizer,
+)
+from tas_fast.errors import UsageError, UserError
 from tas_fast.files import write_atomic
 from tas_fast.methods.tas.method import TAS
 from tas_fast.methods.tas.search_space import SearchSpace
@@ -52,10 +61,12 @@ def run(config: Config, folder: str | Path, *, command: str, resume: bool = Fals
     check_fragments(config, space)
     precision = Precision(device, config.run.amp, config.run.amp_dtype)
     # Whatever is wrong with the training data shows here, before anything is written; later phases find them decoded.
-    loaders = [test, *(open_data(config, split, device) for split in ("train", "search"))]
+    augment = augmentation(config, test.image_size)
+    loaders = [test, *(open_data(config, split, device, augment=augment) for split in ("train", "search"))]
+    if config.distill.teacher and not resume:
+        _unpruned(space, Path(config.distill.teacher))
     settings, backend = yaml.safe_dump(config.to_dict(), sort_keys=False), _backend.summary(device.type)
-    with Interruption() as interruption:
-        folder.mkdir(parents=True, exist_ok=True)
+    with Interruption() as interruption, locked(folder):
         write_atomic(folder / "config.yaml", settings)
         options = config.run
         session = Session(
@@ -79,26 +90,28 @@ def run(config: Config, folder: str | Path, *, command: str, resume: bool = Fals
             session.metrics.close()
             for loader in loaders:
                 loader.close()
-    parts = {name: result["seconds"] for name, result in session.results.items()}
-    report = Report(
-        command=command,
-        version=tas_fast.__version__,
-        device=describe_device(device),
-        backend=backend,
-        seed=options.seed,
-        dataset=config.data.dataset,
-        model=space.model,
-        method="tas",
-        target=_target(target, architecture, space),
-        unpruned=Unpruned(session.results["teacher"]["accuracy"], space.unpruned.macs(), space.unpruned.parameters()),
-        pruned=_pruned(architecture, space.unpruned, distilled, plain),
-        seconds=_seconds(parts, time.perf_counter() - began),
-        search_step_ms=session.results["search"]["step_ms"],
-        images_per_second=session.results["search"]["images_per_second"],
-        notes=_notes(config),
-    )
-    write_report(folder, report, architecture)
-    return report
+        parts = {name: result["seconds"] for name, result in session.results.items()}
+        report = Report(
+            command=command,
+            version=tas_fast.__version__,
+            device=describe_device(device),
+            backend=backend,
+            seed=options.seed,
+            dataset=config.data.dataset,
+            model=space.model,
+            method="tas",
+            target=_target(target, architecture, space),
+            unpruned=Unpruned(
+                session.results["teacher"]["accuracy"], space.unpruned.macs(), space.unpruned.parameters()
+            ),
+            pruned=_pruned(architecture, space.unpruned, distilled, plain),
+            seconds=_seconds(parts, time.perf_counter() - began),
+            search_step_ms=session.results["search"]["step_ms"],
+            images_per_second=session.results["search"]["images_per_second"],
+            notes=_notes(config),
+        )
+        write_report(folder, report, architecture)
+        return report
 
 
 def reachable_target(config: Config, space: SearchSpace) -> int:
@@ -123,15 +136,25 @@ def check_fragments(config: Config, space: SearchSpace) -> None:
         )
 
 
-def _teacher(run: Run, space: SearchSpace) -> nn.Module:
-    """The unpruned network, trained here, loaded from the user's file, or from the run's own folder after a resume."""
+def _unpruned(space: SearchSpace, weights: Path | None = None) -> nn.Module:
+    """The unpruned network, fresh or with the weights of a file."""
+    model = build(space.model, space.num_classes, space.unpruned)
+    if weights is not None:
+        artefact.load_weights(model, weights)
+    return model
+
+
+def _teacher(run: Run, space: SearchSpace) -> nn.Module | None:
+    """The unpruned network, trained here, loaded from the user's file or the run's own; None when all is distilled."""
     config, path = run.config, run.folder / TEACHER
     finished, given = run.session.finished("teacher"), config.distill.teacher
+    if finished and (run.session.finished("distill") or not config.distill.enabled):
+        return None
+    if finished and not path.exists():
+        raise UserError(f"{path} is gone, and distillation needs it; put it back or start the run again")
     torch.manual_seed(seed(config, "teacher"))
-    model = build(space.model, space.num_classes, space.unpruned)
-    if finished or given:
-        artefact.load_weights(model, path if finished else Path(str(given)))
-    model, measured = run.place(model), {"seconds": 0.0}
+    source = path if finished else Path(given) if given else None
+    model, measured = run.place(_unpruned(space, source)), {"seconds": 0.0}
     if not finished:
         if not given:
             model, measured = run.train_network("teacher", model, CrossEntropy(config.train.label_smoothing))
@@ -169,6 +192,7 @@ def _search(run: Run, space: SearchSpace, target: int) -> Architecture:
         precision=run.precision(),
         clip_grad=settings.clip_grad,
         max_steps=config.run.max_steps,
+        rate_name="method.lr",
     )
     with contextlib.closing(loader):
         measured = train(phase, run.session)
@@ -180,16 +204,19 @@ def _search(run: Run, space: SearchSpace, target: int) -> Architecture:
 
 def _derived(run: Run, architecture: Architecture, name: str, teacher: nn.Module | None) -> dict[str, Any]:
     """Train the found network from scratch, with the teacher's help or without; what is evaluated is what was saved."""
-    if run.session.finished(name):
-        return run.session.results[name]
     settings = run.config.distill
+    plain = settings.enabled and name == "compare"
+    weights = "model_without_distillation.safetensors" if plain else artefact.WEIGHTS
+    if run.session.finished(name):
+        artefact.load(run.folder, run.folder / weights)  # a result whose files are gone or damaged is none
+        return run.session.results[name]
     torch.manual_seed(seed(run.config, name))
     model = run.place(build(architecture.model, architecture.num_classes, architecture))
     criterion: CrossEntropy | Distillation = CrossEntropy(run.config.train.label_smoothing)
     if teacher is not None:
-        criterion = Distillation(teacher, settings.alpha, settings.temperature)
+        smoothing = run.config.train.label_smoothing
+        criterion = Distillation(teacher, settings.alpha, settings.temperature, smoothing)
     model, measured = run.train_network(name, model, criterion)
-    weights = "model_without_distillation.safetensors" if settings.enabled and teacher is None else artefact.WEIGHTS
     artefact.save(model, architecture, run.folder, weights)
     saved = run.place(artefact.load(run.folder, run.folder / weights))
     run.session.finish(name, {**measured, "accuracy": run.accuracy(saved)})

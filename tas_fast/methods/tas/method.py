@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,25 +13,10 @@ from tas_fast.config import TasConfig
 from tas_fast.engine import Method, Precision
 from tas_fast.engine.method import Batch
 from tas_fast.methods.tas.derive import within_target
-from tas_fast.methods.tas.objective import macs_loss, temperature
+from tas_fast.methods.tas.objective import Target, macs_loss, temperature
 from tas_fast.methods.tas.sampling import Choice
 from tas_fast.methods.tas.supernet import Supernet
 from tas_fast.methods.tas.unsampled import skip_unsampled
-
-
-@dataclass(frozen=True)
-class Target:
-    """R of equation (8) and the band around it in which the cost term rests, all in MACs."""
-
-    macs: float
-    lower: float
-    upper: float
-
-    @classmethod
-    def of(cls, macs: float, unpruned: float, config: TasConfig) -> Target:
-        if config.macs_loss == "paper":
-            return cls(macs, (1 - config.tolerance) * macs, (1 + config.tolerance) * macs)
-        return cls(macs, macs - config.tolerance * unpruned, macs)
 
 
 class TAS(Method[Supernet]):
@@ -47,7 +31,8 @@ class TAS(Method[Supernet]):
 
     def __init__(self, supernet: Supernet, config: TasConfig, target: float, seed: int) -> None:
         self.config = config
-        self.target = Target.of(target, supernet.space.unpruned.macs(), config)
+        unpruned = supernet.space.unpruned.macs()
+        self.target = Target.of(target, unpruned, form=config.macs_loss, tolerance=config.tolerance)
         self.tau = config.tau_max
         self.epoch = 0
         self.last_choice: Choice | None = None
@@ -81,9 +66,10 @@ class TAS(Method[Supernet]):
         accuracy = 100.0 * (logits.detach().argmax(1) == classes).float().mean()
         if self.epoch >= self.config.arch_warmup_epochs:
             loss = loss + self.config.macs_weight * self._macs_loss(model)
-            for parameter, grad in zip(self.logits, torch.autograd.grad(loss, self.logits), strict=True):
+            scaled = precision.scaler.scale(loss)
+            for parameter, grad in zip(self.logits, torch.autograd.grad(scaled, self.logits), strict=True):
                 parameter.grad = grad
-            self.optimizer.step()
+            precision.step(self.optimizer)
         return {"arch_loss": loss, "accuracy": accuracy}
 
     def after_epoch(self, model: Supernet) -> dict[str, Any]:
@@ -118,14 +104,8 @@ class TAS(Method[Supernet]):
         return model.sample(self.tau, self.config.num_fragments, generator=self.generator, gumbel=self.config.gumbel)
 
     def _macs_loss(self, model: Supernet) -> Tensor:
-        return macs_loss(
-            model.expected_macs(),
-            model.argmax_macs(original=self.config.discrete_cost == "original"),
-            self.target.macs,
-            form=self.config.macs_loss,
-            tolerance=self.config.tolerance,
-            unpruned=model.space.unpruned.macs(),
-        )
+        discrete = model.argmax_macs(original=self.config.discrete_cost == "original")
+        return macs_loss(model.expected_macs(), discrete, self.target)
 
 
 def _rounded(probs: Tensor) -> list[list[float]]:

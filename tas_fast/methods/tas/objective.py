@@ -9,6 +9,7 @@ the released code where they differ.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,8 @@ class CostTable(nn.Module):
     mismatch: Tensor  # the layer is there only when its two widths differ
     ends: Tensor  # [S, D] position of the channels that leave a stage of the d-th candidate depth
     widths: Tensor  # [L, n]
+    rows: Tensor  # 0 ... L - 1
+    stages: Tensor  # 0 ... S - 1
 
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
@@ -55,6 +58,8 @@ class CostTable(nn.Module):
             for name, column in zip(Row._fields, zip(*_rows(space), strict=True), strict=True)
         }
         tables |= {"ends": torch.tensor(_stage_ends(space)), "widths": torch.tensor(space.widths)}
+        # Row numbers live on the device: made there for each call they would be copied from the host.
+        tables |= {"rows": torch.arange(len(space.widths)), "stages": torch.arange(len(space.depths))}
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 
@@ -83,11 +88,11 @@ class CostTable(nn.Module):
             original: reproduce the released estimator, which feeds a stage from the last block of the previous stage
                 even when that block was pruned.
         """
-        widths = self.widths[:, -1] if width_index is None else self.widths[torch.arange(len(self.widths)), width_index]
+        widths = self.widths[:, -1] if width_index is None else self.widths[self.rows, width_index]
         channels = self._channels(widths.double())
         source = self.source
         if depth_index is not None and not original:
-            last = self.ends[torch.arange(len(self.ends)), depth_index]
+            last = self.ends[self.stages, depth_index]
             source = torch.where(self.previous_stage < 0, source, last[..., self.previous_stage])
         channels_in, channels_out = (
             channels.gather(-1, source.expand(*channels.shape[:-1], -1)),
@@ -132,25 +137,31 @@ def _stage_ends(space: SearchSpace) -> list[list[int]]:
     return ends
 
 
-def macs_loss(
-    expected: Tensor, discrete: Tensor, target: float, *, form: str, tolerance: float, unpruned: float
-) -> Tensor:
-    """Return the cost term of the architecture's loss: +log E above the target, -log E below it, 0 in between.
+@dataclass(frozen=True)
+class Target:
+    """R of equation (8) and the band in which the cost term rests, all in MACs."""
+
+    macs: float
+    lower: float
+    upper: float
+
+    @classmethod
+    def of(cls, macs: float, unpruned: float, *, form: str, tolerance: float) -> Target:
+        """Return the band of a form: "paper" (1 - t) R ... (1 + t) R, "released" R - t x unpruned ... R."""
+        if form == "paper":
+            return cls(macs, (1 - tolerance) * macs, (1 + tolerance) * macs)
+        return cls(macs, macs - tolerance * unpruned, macs)
+
+
+def macs_loss(expected: Tensor, discrete: Tensor, target: Target) -> Tensor:
+    """Return the cost term of the architecture's loss: +log E above the target's band, -log E below it, 0 in it.
 
     Args:
         expected: E_cost in MACs, scalar, differentiable; the logarithm is of 1e6 MACs.
         discrete: F_cost of the argmax architecture, scalar; decides the sign.
-        target: R in MACs.
-        form: "paper" (equation 8): between (1 - t) R and (1 + t) R the loss is 0; "released": between R - t x unpruned
-            and R.
-        tolerance: t.
-        unpruned: MACs of the unpruned network.
+        target: the band.
     """
-    if form == "paper":
-        lower, upper = (1 - tolerance) * target, (1 + tolerance) * target
-    else:
-        lower, upper = target - tolerance * unpruned, target
-    sign = (discrete > upper).to(expected.dtype) - (discrete < lower).to(expected.dtype)
+    sign = (discrete > target.upper).to(expected.dtype) - (discrete < target.lower).to(expected.dtype)
     return sign * torch.log(expected / 1e6)
 
 
