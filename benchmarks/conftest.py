@@ -41,7 +41,7 @@ def describe(device: torch.device) -> dict[str, str]:
 def compare(benchmark: BenchmarkFixture, device: torch.device) -> Callable[..., None]:
     """Return compare(calls, subject=..., bytes_floor=...), which measures all calls in turn.
 
-    Taking turns, drift of the machine meets every provider alike. extra_info gets the median seconds of every provider,
+    Taking turns, drift of the machine meets every provider alike; each turn begins with one untimed call. extra_info gets the median seconds of every provider,
     ratios to the subject (above 1: the subject is faster), and where given the bytes that must move at least with the
     bandwidth that the subject reached. The benchmark's own statistics are the subject's.
     """
@@ -52,6 +52,7 @@ def compare(benchmark: BenchmarkFixture, device: torch.device) -> Callable[..., 
             measure(call, device)
         for _ in range(ROUNDS):
             for name, call in calls.items():
+                call()  # its data are back in the cache that the provider before it filled
                 seconds[name].append(measure(call, device))
         median = {name: statistics.median(values) for name, values in seconds.items()}
         benchmark.extra_info.update(
