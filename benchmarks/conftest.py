@@ -41,10 +41,10 @@ def describe(device: torch.device) -> dict[str, str]:
 def compare(benchmark: BenchmarkFixture, device: torch.device) -> Callable[..., None]:
     """Return compare(calls, subject=..., bytes_floor=...), which measures all calls in turn.
 
-    Taking turns, drift of the machine meets every provider alike; each turn begins with one untimed call. extra_info gets
-    the median seconds of every provider, ratios to the subject (above 1: the subject is faster), and where given the
-    bytes that must move at least with the bandwidth that the subject reached. The benchmark's own statistics are the
-    subject's.
+    Taking turns, drift of the machine meets every provider alike; each turn begins with one untimed call. extra_info
+    gets the median seconds of every provider, ratios to the subject (above 1: the subject is faster), and where given
+    the bytes that must move at least with the bandwidth that the subject reached. The benchmark's own statistics are
+    the subject's.
     """
 
     def run(calls: dict[str, Call], *, subject: str, bytes_floor: int | None = None) -> None:
